@@ -1,0 +1,67 @@
+//! What can go wrong when publishing and receiving.
+
+use thiserror::Error;
+
+use crate::message::{MAX_KEY_BYTES, MAX_KEYS, MAX_PAYLOAD_BYTES};
+
+/// Why a message was not published. Nobody has received any part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The broker was closed.
+    #[error("publish: the broker is closed")]
+    Closed,
+    /// More keys than [`MAX_KEYS`].
+    #[error("publish: the message has {count} keys; at most {MAX_KEYS} are possible")]
+    TooManyKeys {
+        /// How many it has.
+        count: usize,
+    },
+    /// A key longer than [`MAX_KEY_BYTES`].
+    #[error("publish: key {index} of the message has {length} bytes; at most {MAX_KEY_BYTES} are possible")]
+    KeyTooLong {
+        /// Which key, counted from 0.
+        index: usize,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// A payload larger than [`MAX_PAYLOAD_BYTES`].
+    #[error("publish: the payload has {length} bytes; at most {MAX_PAYLOAD_BYTES} are possible")]
+    PayloadTooLarge {
+        /// Its length in bytes.
+        length: usize,
+    },
+}
+
+/// Why a message was not published at once. Nobody has received any part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum TryPublishError {
+    /// A subscription with [`Overflow::Block`](crate::Overflow::Block) is full.
+    #[error("publish: a subscriber that blocks is at its high-water mark")]
+    WouldBlock,
+    /// It can't be published at all.
+    #[error(transparent)]
+    Refused(#[from] PublishError),
+}
+
+/// Why nothing was received at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum TryRecvError {
+    /// Nothing is queued now.
+    #[error("receive: nothing is queued")]
+    Empty,
+    /// Nothing is queued, and nothing will be; [`Subscription::end`](crate::Subscription::end) says why.
+    #[error("receive: the subscription has ended")]
+    Ended,
+}
+
+/// Why a subscription has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EndReason {
+    /// The broker was closed.
+    BrokerClosed,
+    /// [`SubscriptionHandle::close`](crate::SubscriptionHandle::close) was called.
+    Closed,
+    /// It was at its high-water mark, with [`Overflow::Disconnect`](crate::Overflow::Disconnect).
+    Overflowed,
+}
