@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::message::{MAX_KEY_BYTES, MAX_KEYS, MAX_PAYLOAD_BYTES};
+use crate::message::{MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES};
 
 /// Why a message was not published. Nobody has received any part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -17,12 +17,10 @@ pub enum PublishError {
         /// How many it has.
         count: usize,
     },
-    /// A key longer than [`MAX_KEY_BYTES`].
-    #[error("publish: key {index} of the message has {length} bytes; at most {MAX_KEY_BYTES} are possible")]
-    KeyTooLong {
-        /// Which key, counted from 0.
-        index: usize,
-        /// Its length in bytes.
+    /// Keys longer than [`MAX_KEYS_BYTES`].
+    #[error("publish: the keys of the message have {length} bytes together; at most {MAX_KEYS_BYTES} are possible")]
+    KeysTooLong {
+        /// Their length in bytes.
         length: usize,
     },
     /// A payload larger than [`MAX_PAYLOAD_BYTES`].

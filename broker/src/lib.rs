@@ -32,17 +32,27 @@
 //! - `Ok` from a publish means that every subscription's policy has been applied to the message; it does not mean that
 //!   anybody has read it.
 
+mod block;
 mod broker;
 mod error;
+mod group;
+mod lane;
+mod member;
 mod message;
 mod options;
+mod publish;
 mod stats;
+mod subscription;
+mod sync;
+mod tree;
+mod wait;
 
-pub use broker::{Batch, Broker, MessageRef, Subscription, SubscriptionHandle};
+pub use broker::Broker;
 pub use error::{EndReason, PublishError, TryPublishError, TryRecvError};
 pub use message::{
-    Clock, Delivery, EventId, Gap, LogId, MAX_KEY_BYTES, MAX_KEYS, MAX_PAYLOAD_BYTES, Message, Offset, Origin,
+    Clock, Delivery, EventId, Gap, LogId, MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES, Message, Offset, Origin,
     Received, SystemClock, Timestamp,
 };
 pub use options::{BatchLimit, BrokerOptions, Overflow, SubscribeOptions};
 pub use stats::{BrokerStats, SubscriptionStats};
+pub use subscription::{Batch, MessageRef, Subscription, SubscriptionHandle};

@@ -12,8 +12,8 @@ use smallvec::SmallVec;
 /// The most keys that one message can have.
 pub const MAX_KEYS: usize = 32;
 
-/// The longest key, in bytes.
-pub const MAX_KEY_BYTES: usize = u16::MAX as usize;
+/// The most bytes that all keys of one message can have together.
+pub const MAX_KEYS_BYTES: usize = u16::MAX as usize;
 
 /// The largest payload, in bytes.
 pub const MAX_PAYLOAD_BYTES: usize = u32::MAX as usize;
@@ -143,7 +143,6 @@ pub(crate) struct Keys {
 impl Keys {
     pub(crate) fn push(&mut self, key: &[u8]) {
         self.bytes.extend_from_slice(key);
-        // A message of keys over 4 GiB is refused at publish by the length of each key and their number.
         self.ends.push(u32::try_from(self.bytes.len()).unwrap_or(u32::MAX));
     }
 
@@ -175,7 +174,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message with one key. What is larger than [`MAX_KEY_BYTES`] or [`MAX_PAYLOAD_BYTES`] is refused when published.
+    /// A message with one key. What is larger than [`MAX_KEYS_BYTES`] or [`MAX_PAYLOAD_BYTES`] is refused when published.
     pub fn new(key: impl AsRef<[u8]>, payload: impl Into<Bytes>) -> Self {
         let mut keys = Keys::default();
         keys.push(key.as_ref());

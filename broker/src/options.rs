@@ -50,7 +50,8 @@ impl BrokerOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Overflow {
-    /// The new message is dropped for this subscription, as a ZeroMQ PUB socket does.
+    /// The new message is dropped for this subscription, as a ZeroMQ PUB socket does, and so are those that follow, until
+    /// its reader has taken something.
     #[default]
     DropNewest,
     /// The oldest queued messages make room.

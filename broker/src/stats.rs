@@ -49,6 +49,8 @@ pub struct BrokerStats {
     pub published_bytes: u64,
     /// Subscriptions that live.
     pub subscriptions: usize,
+    /// Prefixes in the matching tree; subscriptions with the same set of prefixes share theirs.
+    pub prefixes: usize,
     /// Deliveries taken by subscriptions.
     pub delivered: u64,
     /// Deliveries dropped at a high-water mark, or because of [`max_bytes`](crate::BrokerOptions::max_bytes).

@@ -1,0 +1,242 @@
+//! A lane: the queue of one or more subscriptions that have the same prefixes and read from the same place on.
+//!
+//! A lane doesn't hold messages, it numbers them: the n-th message put into it has the *sequence* n. An [`Entry`] says that from
+//! its sequence on, the messages are the records that follow one another in one block from one position on: a *run*. A
+//! run stores no length. It reaches to the next entry, or to `tail`, so that the usual delivery, of a message whose record
+//! stands right behind the lane's last one, is a single `tail.store(Release)` however many subscriptions read the lane.
+//!
+//! Readers load `tail` (Acquire) first and then `newest`, the sequence at which the newest entry starts. Whatever lies before
+//! the loaded tail was put there before it, with its entries. So if `newest` is still the start of the run that the reader is in, the
+//! run reaches to the loaded tail; if not, the reader looks the entries up, under their lock.
+//!
+//! Entries are dropped when all who have to read them have passed. A subscription that stops reading would hold them
+//! back for all, therefore it is moved to a lane of its own when it overflows (see `publish.rs`). So a lane that is
+//! shared never has a member that is dropping.
+
+#![allow(unsafe_code)] // What publishers own is behind the publish lock instead of a lock of its own.
+
+use std::cell::UnsafeCell;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::block::BlockPtr;
+use crate::member::Member;
+use crate::message::Offset;
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering};
+
+/// A value that only the holder of the publish lock touches.
+pub(crate) struct Published<T>(UnsafeCell<T>);
+
+// SAFETY: all access is through `get`, whose callers hold the publish lock, so it is like a mutex around the value.
+unsafe impl<T: Send> Sync for Published<T> {}
+
+impl<T> Published<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Published(UnsafeCell::new(value))
+    }
+
+    /// The value.
+    ///
+    /// # Safety
+    /// The caller holds the publish lock of the broker that the value belongs to, and no other reference from this cell.
+    #[expect(clippy::mut_from_ref, reason = "the publish lock makes it exclusive")]
+    pub(crate) unsafe fn get(&self) -> &mut T {
+        // SAFETY: the caller's promise.
+        unsafe { &mut *self.0.get() }
+    }
+}
+
+/// From sequence `seq` on, the messages are the records from `at` on in `block`, and `mask` says which of their keys matched.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    pub(crate) seq: u64,
+    pub(crate) block: BlockPtr,
+    pub(crate) at: u32,
+    /// Bit i for key i; [`ALL_KEYS`] where all of them matched.
+    pub(crate) mask: u32,
+    /// How many members still have to pass it.
+    left: u32,
+}
+
+/// All keys of a message, whatever their number, so that messages with one key and with two can share a run.
+pub(crate) const ALL_KEYS: u32 = u32::MAX;
+
+#[derive(Default)]
+pub(crate) struct Entries {
+    queue: VecDeque<Entry>,
+    /// The index of the front of `queue`, counted over the lane's life.
+    base: u64,
+}
+
+impl Entries {
+    /// The index that the next entry will get.
+    pub(crate) fn end(&self) -> u64 {
+        self.base + self.queue.len() as u64
+    }
+
+    fn get(&self, index: u64) -> Option<&Entry> {
+        self.queue.get(usize::try_from(index.checked_sub(self.base)?).ok()?)
+    }
+
+    /// Passes the entries that end at or before `seq`, for the member that has to read `*index` next. Returns the entry
+    /// that it is in then, and the sequence at which the next one starts, if there is one.
+    pub(crate) fn advance(&mut self, index: &mut u64, seq: u64) -> Option<(Entry, Option<u64>)> {
+        let mut next = self.get(*index + 1).map(|e| e.seq);
+        while let Some(start) = next.filter(|&start| start <= seq) {
+            debug_assert!(start <= seq);
+            self.pass(*index);
+            *index += 1;
+            next = self.get(*index + 1).map(|e| e.seq);
+        }
+        let current = self.get(*index).copied();
+        self.prune();
+        Some((current?, next))
+    }
+
+    /// Passes all entries from `index` on.
+    pub(crate) fn leave(&mut self, index: u64) {
+        for index in index..self.end() {
+            self.pass(index);
+        }
+        self.prune();
+    }
+
+    fn pass(&mut self, index: u64) {
+        let at = index.checked_sub(self.base).and_then(|at| usize::try_from(at).ok());
+        if let Some(entry) = at.and_then(|at| self.queue.get_mut(at)) {
+            entry.left -= 1;
+        }
+    }
+
+    fn prune(&mut self) {
+        while self.queue.front().is_some_and(|e| e.left == 0) {
+            self.queue.pop_front();
+            self.base += 1;
+        }
+        if self.queue.capacity() > 1024 && self.queue.len() < self.queue.capacity() / 8 {
+            self.queue.shrink_to(self.queue.len() * 2);
+        }
+    }
+
+    /// The entries from `index` on, for a lane with one member.
+    pub(crate) fn tail_for_one(&self, index: u64) -> Entries {
+        let skip = usize::try_from(index.saturating_sub(self.base)).unwrap_or(usize::MAX);
+        let queue = self.queue.iter().skip(skip).map(|e| Entry { left: 1, ..*e }).collect();
+        Entries { queue, base: index }
+    }
+
+    pub(crate) fn newest_seq(&self) -> Option<u64> {
+        self.queue.back().map(|e| e.seq)
+    }
+}
+
+/// What publishers keep about a lane.
+pub(crate) struct Feed {
+    /// The subscriptions that read it.
+    pub(crate) members: Vec<Arc<Member>>,
+    /// How many of them take messages: all, or none where the only one is dropping or has ended.
+    pub(crate) active: u32,
+    /// The lowest sequence, and the lowest count of bytes, at which any member would be over its high-water mark, as far as
+    /// known; readers move on meanwhile, so beyond it one has to look.
+    pub(crate) limit: u64,
+    pub(crate) limit_bytes: u64,
+    /// Keys and payloads ever put in, in bytes.
+    pub(crate) bytes: u64,
+    /// The offset of the last message put in or dropped.
+    pub(crate) last: Offset,
+    /// The run that may go on: the serial number of its block, where its last record ends, and its mask. Serial 0 is none.
+    pub(crate) run_serial: u64,
+    pub(crate) run_end: u32,
+    pub(crate) run_mask: u32,
+    /// Whether it takes its messages from the open block or as records of their own, and what that was decided from: how
+    /// much it took in the window of that number.
+    pub(crate) dense: bool,
+    pub(crate) window: u64,
+    pub(crate) window_messages: u64,
+    pub(crate) window_bytes: u64,
+    /// The batch of publishes in which it was last touched.
+    pub(crate) touched: u64,
+    /// Whether its prefixes match every message.
+    pub(crate) match_all: bool,
+}
+
+#[repr(align(128))]
+pub(crate) struct Lane {
+    /// Messages ever put in or dropped: the sequence of the next one. Written under the publish lock.
+    pub(crate) tail: AtomicU64,
+    /// The sequence of the newest entry; written before `tail`.
+    pub(crate) newest: AtomicU64,
+    /// How many members are in `sleeping`.
+    pub(crate) sleepers: AtomicUsize,
+    pub(crate) feed: Published<Feed>,
+    pub(crate) entries: Mutex<Entries>,
+    /// Members that wait to be woken by the next message.
+    pub(crate) sleeping: Mutex<Vec<Arc<Member>>>,
+}
+
+/// The sequence in `newest` where there is no entry yet.
+const NO_ENTRY: u64 = u64::MAX;
+
+impl Lane {
+    pub(crate) fn new(match_all: bool) -> Self {
+        Lane::going_on(match_all, 0, 0, Offset::new(0), Entries::default())
+    }
+
+    /// A lane that goes on where another one stands, with the entries that its one member still has to read.
+    pub(crate) fn going_on(match_all: bool, tail: u64, bytes: u64, last: Offset, entries: Entries) -> Self {
+        Lane {
+            tail: AtomicU64::new(tail),
+            newest: AtomicU64::new(entries.newest_seq().unwrap_or(NO_ENTRY)),
+            sleepers: AtomicUsize::new(0),
+            feed: Published::new(Feed {
+                members: Vec::new(),
+                active: 0,
+                limit: 0,
+                limit_bytes: 0,
+                bytes,
+                last,
+                run_serial: 0,
+                run_end: 0,
+                run_mask: 0,
+                dense: match_all,
+                window: 0,
+                window_messages: 0,
+                window_bytes: 0,
+                touched: 0,
+                match_all,
+            }),
+            entries: Mutex::new(entries),
+            sleeping: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Puts in one message whose record starts at `at` in `block` and ends at `end`.
+    pub(crate) fn push(&self, feed: &mut Feed, block: BlockPtr, serial: u64, at: u32, end: u32, mask: u32) {
+        let seq = self.tail.load(Ordering::Relaxed);
+        if feed.run_serial != serial || feed.run_end != at || feed.run_mask != mask {
+            self.entries.lock().queue.push_back(Entry { seq, block, at, mask, left: feed.active });
+            self.newest.store(seq, Ordering::Release);
+            feed.run_serial = serial;
+            feed.run_mask = mask;
+        }
+        feed.run_end = end;
+        self.tail.store(seq + 1, Ordering::Release);
+    }
+
+    /// Counts one message that its members don't take.
+    pub(crate) fn pass_over(&self, feed: &mut Feed) {
+        feed.run_serial = 0; // sequences go on without records, so the run can't
+        self.tail.store(self.tail.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+
+    /// Takes the members that wait to be woken.
+    pub(crate) fn take_sleepers(&self) -> Vec<Arc<Member>> {
+        let mut sleeping = self.sleeping.lock();
+        self.sleepers.store(0, Ordering::Relaxed);
+        let members = std::mem::take(&mut *sleeping);
+        for member in &members {
+            member.listed.store(false, Ordering::Relaxed);
+        }
+        members
+    }
+}

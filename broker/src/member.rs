@@ -1,0 +1,366 @@
+//! One subscription inside the broker: how far it has read, what was dropped for it, and how it is woken.
+//!
+//! Its reader moves the [`Cursor`] under a lock of its own, once for each batch; publishers take that lock only where the
+//! subscription is at its high-water mark. What was dropped is a [`Hole`] in the lane's sequence: the cursor reads up to it,
+//! tells the gap, and goes on behind it. A subscription that drops the newest makes no hole for each message: while it is
+//! *dropping*, the hole is open, its lane only counts, and the reader closes it as soon as it has made room.
+
+#![allow(unsafe_code)] // The count of bytes of a lane is behind the publish lock.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+use std::task::Waker;
+
+use crate::block::{BlockPtr, Record};
+use crate::error::EndReason;
+use crate::group::Group;
+use crate::lane::{Lane, Published};
+use crate::message::{Gap, Offset};
+use crate::options::{BatchLimit, Overflow, SubscribeOptions};
+use crate::publish::Waiter;
+use crate::sync::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, Ordering};
+
+/// Sequences `at..resume` of the lane were dropped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hole {
+    pub(crate) at: u64,
+    pub(crate) resume: u64,
+    pub(crate) gap: Gap,
+}
+
+/// A hole that goes on growing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dropping {
+    pub(crate) at: u64,
+    pub(crate) first: Offset,
+}
+
+/// The run that the reader is in.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    block: BlockPtr,
+    /// Where the next record is.
+    at: u32,
+    mask: u32,
+    /// The sequence at which its entry starts, and one up to which it is known to reach.
+    start: u64,
+    end: u64,
+}
+
+/// How far a subscription has read.
+pub(crate) struct Cursor {
+    pub(crate) lane: Arc<Lane>,
+    /// The sequence of the next message to take.
+    pub(crate) seq: u64,
+    /// What has been taken or dropped, on the lane's count of bytes.
+    pub(crate) bytes: u64,
+    /// The index of the entry to read next.
+    pub(crate) entry: u64,
+    run: Option<Run>,
+    /// What was dropped at the old end; told before anything else.
+    pub(crate) head_gap: Option<Gap>,
+    pub(crate) holes: VecDeque<Hole>,
+    pub(crate) dropping: Option<Dropping>,
+    /// Sequences in `holes`: neither queued nor taken.
+    pub(crate) skipped: u64,
+    pub(crate) delivered: u64,
+    /// Dropped, without the open hole.
+    pub(crate) dropped: u64,
+    /// Publishers that wait for room.
+    pub(crate) waiters: Vec<Weak<Waiter>>,
+}
+
+pub(crate) struct Member {
+    pub(crate) id: u64,
+    pub(crate) options: SubscribeOptions,
+    pub(crate) cursor: Mutex<Cursor>,
+    /// The sequence and the count of bytes in its lane at which it is full, as its reader last said; a hint for publishers.
+    pub(crate) limit: AtomicU64,
+    pub(crate) limit_bytes: AtomicU64,
+    pub(crate) prefixes: AtomicUsize,
+    /// Where its prefixes are; `None` while it has none.
+    pub(crate) group: Published<Option<Arc<Group>>>,
+    /// Whether it has a lane of its own though others have the same prefixes, until it has read all.
+    pub(crate) apart: AtomicBool,
+    ended: AtomicU8,
+    pub(crate) waker: Mutex<Option<Waker>>,
+    /// Whether it stands in its lane's list of sleepers.
+    pub(crate) listed: AtomicBool,
+}
+
+impl Member {
+    pub(crate) fn new(id: u64, options: SubscribeOptions, lane: Arc<Lane>) -> Self {
+        let cursor = Cursor {
+            lane,
+            seq: 0,
+            bytes: 0,
+            entry: 0,
+            run: None,
+            head_gap: None,
+            holes: VecDeque::new(),
+            dropping: None,
+            skipped: 0,
+            delivered: 0,
+            dropped: 0,
+            waiters: Vec::new(),
+        };
+        let member = Member {
+            id,
+            options,
+            limit: AtomicU64::new(0),
+            limit_bytes: AtomicU64::new(0),
+            cursor: Mutex::new(cursor),
+            prefixes: AtomicUsize::new(0),
+            group: Published::new(None),
+            apart: AtomicBool::new(false),
+            ended: AtomicU8::new(0),
+            waker: Mutex::new(None),
+            listed: AtomicBool::new(false),
+        };
+        member.tell_limits(&member.cursor.lock());
+        member
+    }
+
+    pub(crate) fn end_reason(&self) -> Option<EndReason> {
+        match self.ended.load(Ordering::Acquire) {
+            0 => None,
+            1 => Some(EndReason::BrokerClosed),
+            2 => Some(EndReason::Closed),
+            _ => Some(EndReason::Overflowed),
+        }
+    }
+
+    /// Marks it as ended; the caller holds the publish lock, and nothing is put into its lane any more.
+    pub(crate) fn set_end(&self, reason: EndReason) {
+        let code = match reason {
+            EndReason::BrokerClosed => 1,
+            EndReason::Closed => 2,
+            EndReason::Overflowed => 3,
+        };
+        self.ended.store(code, Ordering::Release);
+    }
+
+    /// Tells publishers where it will be full.
+    pub(crate) fn tell_limits(&self, cursor: &Cursor) {
+        let (hwm, hwm_bytes) = (self.options.hwm as u64, self.options.hwm_bytes as u64);
+        let limit = if hwm == 0 { u64::MAX } else { cursor.seq.saturating_add(cursor.skipped).saturating_add(hwm) };
+        let limit_bytes = if hwm_bytes == 0 { u64::MAX } else { cursor.bytes.saturating_add(hwm_bytes) };
+        self.limit.store(limit, Ordering::Relaxed);
+        self.limit_bytes.store(limit_bytes, Ordering::Relaxed);
+    }
+
+    /// Whether a message of `size` bytes would be over its high-water mark; `lane_bytes` is its lane's count.
+    pub(crate) fn is_full(&self, cursor: &Cursor, lane_bytes: u64, size: u64) -> bool {
+        let (hwm, hwm_bytes) = (self.options.hwm as u64, self.options.hwm_bytes as u64);
+        let queued = cursor.queued();
+        queued > 0 && (hwm != 0 && queued >= hwm || hwm_bytes != 0 && lane_bytes - cursor.bytes + size > hwm_bytes)
+    }
+
+    pub(crate) fn blocks(&self) -> bool {
+        self.options.overflow == Overflow::Block
+    }
+}
+
+/// What a reader has taken and not finished with.
+#[derive(Default)]
+pub(crate) struct Taken {
+    pub(crate) items: Vec<Item>,
+    /// Deliveries to give back when the items are done with.
+    pub(crate) pins: Vec<(BlockPtr, u64)>,
+    bytes: usize,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Item {
+    Message(BlockPtr, u32, u32),
+    Gap(Gap),
+}
+
+impl Taken {
+    fn pin(&mut self, block: BlockPtr, count: u64) {
+        match self.pins.last_mut() {
+            Some((last, pinned)) if *last == block => *pinned += count,
+            _ => self.pins.push((block, count)),
+        }
+    }
+
+    /// Empties it, for the next batch; its memory is kept. The pins must have been given back.
+    pub(crate) fn clear(&mut self) {
+        self.items.clear();
+        self.bytes = 0;
+    }
+}
+
+impl Cursor {
+    /// The sequence at which what is queued ends.
+    fn end(&self) -> u64 {
+        self.dropping.map_or_else(|| self.lane.tail.load(Ordering::Acquire), |d| d.at)
+    }
+
+    /// Messages that wait to be taken.
+    pub(crate) fn queued(&self) -> u64 {
+        self.end() - self.seq - self.skipped
+    }
+
+    /// Their keys and payloads, in bytes. The caller holds the publish lock.
+    pub(crate) fn queued_bytes(&self) -> u64 {
+        // SAFETY: the caller holds the publish lock, and no other feed.
+        unsafe { self.lane.feed.get() }.bytes - self.bytes
+    }
+
+    /// Tells of one message that matched and is not put into the lane. The caller holds the publish lock.
+    pub(crate) fn tell_one(&mut self, offset: Offset) {
+        self.dropped += 1;
+        let at = self.lane.tail.load(Ordering::Relaxed);
+        match self.holes.back_mut() {
+            Some(hole) if hole.resume == at => {
+                hole.gap.last = offset;
+                hole.gap.count += 1;
+            }
+            _ => self.holes.push_back(Hole { at, resume: at, gap: Gap { first: offset, last: offset, count: 1 } }),
+        }
+    }
+
+    /// Whether a take would yield something, or has a hole to close first.
+    pub(crate) fn has_any(&self) -> bool {
+        self.head_gap.is_some() || !self.holes.is_empty() || self.dropping.is_some() || self.end() > self.seq
+    }
+
+    /// Dropped by now, the open hole included.
+    pub(crate) fn dropped_now(&self) -> u64 {
+        self.dropped + self.dropping.map_or(0, |d| self.lane.tail.load(Ordering::Relaxed) - d.at)
+    }
+
+    /// Takes messages and gaps in order until a limit is reached or nothing is left.
+    pub(crate) fn take(&mut self, limit: BatchLimit, out: &mut Taken) {
+        let tail = self.end();
+        if let Some(gap) = self.head_gap.take() {
+            out.items.push(Item::Gap(gap));
+        }
+        while out.items.len() < limit.messages.max(1) && out.bytes < limit.bytes.max(1) {
+            let end = self.holes.front().map_or(tail, |hole| hole.at);
+            if self.seq == end {
+                let Some(hole) = self.holes.pop_front() else { break };
+                out.items.push(Item::Gap(hole.gap));
+                self.pass_hole(hole);
+                continue;
+            }
+            self.take_run(end, limit, out);
+        }
+    }
+
+    fn pass_hole(&mut self, hole: Hole) {
+        self.skipped -= hole.resume - hole.at;
+        self.seq = hole.resume;
+        // An entry starts where reading goes on behind a hole.
+        self.run = if hole.resume == hole.at { self.run } else { None };
+    }
+
+    /// Takes from one run, up to `end`.
+    fn take_run(&mut self, end: u64, limit: BatchLimit, out: &mut Taken) {
+        let (mut run, reach) = self.run_to(end);
+        let room = (limit.messages.max(1) - out.items.len()) as u64;
+        let stop = reach.min(self.seq.saturating_add(room));
+        let mut seq = self.seq;
+        while seq < stop && out.bytes < limit.bytes.max(1) {
+            let record = Record { block: run.block, at: run.at };
+            let size = record.counted_bytes();
+            out.items.push(Item::Message(run.block, run.at, run.mask));
+            out.bytes += size as usize;
+            self.bytes += size;
+            run.at = record.next();
+            seq += 1;
+        }
+        out.pin(run.block, seq - self.seq);
+        self.delivered += seq - self.seq;
+        self.seq = seq;
+        self.run = Some(run);
+    }
+
+    /// The run that the next message is in, and how far it may be read: to its end, or `end`.
+    fn run_to(&mut self, end: u64) -> (Run, u64) {
+        if let Some(mut run) = self.run {
+            // `end` was loaded from `tail` before `newest` is loaded here; see the module of lanes.
+            if run.end <= self.seq && self.lane.newest.load(Ordering::Acquire) == run.start {
+                run.end = end;
+            }
+            if run.end > self.seq {
+                return (run, run.end.min(end));
+            }
+        }
+        let looked_up = self.lane.entries.lock().advance(&mut self.entry, self.seq);
+        let (entry, next) = looked_up.expect("a message that is queued has its entry");
+        let known = next.unwrap_or(end);
+        let run = match self.run {
+            Some(run) if run.start == entry.seq => Run { end: known, ..run },
+            _ => {
+                debug_assert_eq!(entry.seq, self.seq, "a run is entered at its start");
+                Run { block: entry.block, at: entry.at, mask: entry.mask, start: entry.seq, end: known }
+            }
+        };
+        (run, known.min(end))
+    }
+
+    /// Drops the oldest message; its delivery goes to `pins`. The caller holds the publish lock.
+    pub(crate) fn drop_oldest(&mut self, pins: &mut Taken) {
+        while self.holes.front().is_some_and(|hole| hole.at == self.seq) {
+            let hole = self.holes.pop_front().expect("looked at just now");
+            self.pass_hole(hole);
+            self.join_head_gap(hole.gap);
+        }
+        let end = self.holes.front().map_or_else(|| self.end(), |hole| hole.at);
+        debug_assert!(end > self.seq, "there is a message to drop");
+        let (mut run, _) = self.run_to(end);
+        let record = Record { block: run.block, at: run.at };
+        let offset = record.offset();
+        self.bytes += record.counted_bytes();
+        run.at = record.next();
+        self.seq += 1;
+        self.run = Some(run);
+        self.dropped += 1;
+        self.join_head_gap(Gap { first: offset, last: offset, count: 1 });
+        pins.pin(run.block, 1);
+    }
+
+    fn join_head_gap(&mut self, gap: Gap) {
+        let joined = match self.head_gap {
+            Some(old) => Gap { first: old.first, last: gap.last, count: old.count + gap.count },
+            None => gap,
+        };
+        self.head_gap = Some(joined);
+    }
+
+    /// Gives up all that is queued; its deliveries go to `pins`. Returns how many messages that were.
+    pub(crate) fn abandon(&mut self, pins: &mut Taken) -> u64 {
+        let tail = self.end();
+        let mut abandoned = 0;
+        loop {
+            let end = self.holes.front().map_or(tail, |hole| hole.at);
+            if self.seq == end {
+                let Some(hole) = self.holes.pop_front() else { break };
+                self.pass_hole(hole);
+                continue;
+            }
+            let (run, reach) = self.run_to(end);
+            pins.pin(run.block, reach - self.seq);
+            abandoned += reach - self.seq;
+            self.seq = reach;
+        }
+        self.lane.entries.lock().leave(self.entry);
+        abandoned
+    }
+
+    /// Goes over to another lane at its end; nothing is queued. The caller holds the publish lock.
+    pub(crate) fn join(&mut self, lane: Arc<Lane>, bytes: u64) {
+        self.seq = lane.tail.load(Ordering::Relaxed);
+        self.bytes = bytes;
+        self.entry = lane.entries.lock().end();
+        self.run = None;
+        self.lane = lane;
+    }
+
+    /// Takes the publishers that wait for room, where there is some.
+    pub(crate) fn take_waiters(&mut self) -> Vec<Weak<Waiter>> {
+        std::mem::take(&mut self.waiters)
+    }
+}

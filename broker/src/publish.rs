@@ -1,0 +1,1025 @@
+//! The fan-out: from a message to the queues of all subscriptions that match it.
+//!
+//! A publish, under one lock that gives messages their order:
+//!
+//! 1. finds the groups whose prefixes match, in the prefix tree (`tree.rs`, `group.rs`);
+//! 2. looks at their lanes (`lane.rs`): does any reach a high-water mark, and which take the message from the open block,
+//!    which as a record of its own;
+//! 3. where a high-water mark is reached, applies the policies of the members that are full, all or none of them;
+//! 4. writes the record once (`block.rs`) and puts it into each lane, mostly by moving the lane's `tail`;
+//! 5. looks once for members that wait, and wakes them after the lock is released.
+//!
+//! So it costs what the *different sets of prefixes* that match cost, not what subscriptions cost: neither those that don't
+//! match nor the number of those that read one lane.
+//!
+//! # Dense and sparse
+//!
+//! A block is held as long as anybody has to read one of its records. That is no waste for a lane that takes most of what
+//! passes, but one that takes a message in a thousand, and stalls, would hold a thousand times what is queued for it. So each
+//! lane is judged anew in each *window* (a block's worth of messages): if it took at least a quarter of the last window's
+//! messages and bytes it is dense and gets the records of the open block, else it is sparse and gets blocks of one record,
+//! shared by all sparse lanes that match. There, a payload that is a slice of something larger is copied: it would hold
+//! all of that. (An ingress that cuts lines out of a read buffer publishes such slices; dense lanes share them uncopied.)
+//!
+//! # Overflow
+//!
+//! A lane knows the lowest sequence at which any of its members would be full, so that the usual check is one comparison. Members
+//! that drop the newest or the oldest are moved to a lane of their own first. A subscription that drops the newest costs
+//! nothing more while it does: its lane counts, and its reader ends that as soon as it makes room.
+//! With `block`, nothing is given to anybody before all blocking members have room; a publisher that waits is woken when
+//! the last of those that were full has taken something.
+//!
+//! # Memory
+//!
+//! All blocks are accounted for (`Shared::held`). When a message would exceed [`BrokerOptions::max_bytes`], the member with
+//! the most bytes queued overflows by its policy; one that drops the newest and holds what others need room for loses its
+//! oldest messages, too. It is told of both.
+
+#![allow(unsafe_code)] // What publishers own is behind the publish lock; see `lane::Published`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ptr::NonNull;
+use std::sync::{Arc, Weak};
+use std::task::Waker;
+
+use bytes::Bytes;
+use crossbeam_epoch::Guard;
+use smallvec::SmallVec;
+
+use crate::block::{BlockPtr, INLINE_BYTES, record_size};
+use crate::error::{EndReason, PublishError, TryPublishError};
+use crate::group::{Group, GroupRef, Index, Sets};
+use crate::lane::{ALL_KEYS, Feed, Lane};
+use crate::member::{Cursor, Dropping, Hole, Member, Taken};
+use crate::message::{Gap, MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES, Message, Offset, Timestamp};
+use crate::options::{BrokerOptions, Overflow};
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, fence};
+use crate::tree::PrefixTree;
+
+/// Records in a block, in bytes.
+const ARENA_BYTES: usize = if cfg!(loom) { 256 } else { 32 << 10 };
+/// Payloads in a block, in bytes, unless `max_bytes` is small.
+const BLOCK_PAYLOAD_BYTES: usize = 1 << 20;
+/// A window is over after so many messages, even where all lanes are sparse and no block fills.
+const WINDOW_MESSAGES: u64 = 1024;
+/// In a block of one record, payloads up to this size are copied into it rather than into an allocation of their own.
+const SINGLE_INLINE_BYTES: usize = 4096;
+/// Empty blocks kept for reuse.
+const POOL_BLOCKS: usize = 4;
+/// Messages of a batch that are published without letting go of the lock.
+const BATCH_MESSAGES: usize = 256;
+
+/// A broker.
+pub(crate) struct Shared {
+    pub(crate) options: BrokerOptions,
+    tree: PrefixTree<GroupRef>,
+    pub(crate) sets: Mutex<Sets>,
+    publishing: Mutex<Publishing>,
+    /// What closed blocks cost, in bytes.
+    held: AtomicUsize,
+    pub(crate) abandoned: AtomicU64,
+    pool: Mutex<Vec<BlockPtr>>,
+}
+
+/// What publishers own.
+pub(crate) struct Publishing {
+    next: u64,
+    pub(crate) closed: bool,
+    open: Option<Open>,
+    /// The number of the open block, never used again: an address may be.
+    serial: u64,
+    window: Window,
+    pub(crate) members: BTreeMap<u64, Arc<Member>>,
+    pub(crate) next_member: u64,
+    /// Counts the messages matched, for `Fan::stamp`.
+    stamp: u64,
+    /// Counts the batches, for `Feed::touched`.
+    round: u64,
+    hits: Vec<Hit>,
+    /// Lanes that got something in this round.
+    touched: Vec<NonNull<Lane>>,
+    /// Who has to be woken when the lock is released.
+    wake: SmallVec<[Waker; 8]>,
+    pub(crate) published: u64,
+    pub(crate) published_bytes: u64,
+    /// Of members that are gone.
+    pub(crate) past_delivered: u64,
+    pub(crate) past_dropped: u64,
+}
+
+// SAFETY: the raw pointers in `hits` and `touched` are only used while the lock is held that they were put there under.
+unsafe impl Send for Publishing {}
+
+struct Open {
+    block: BlockPtr,
+    used: usize,
+    payload: usize,
+    given: u64,
+}
+
+/// How much passed in this window and in the last one.
+struct Window {
+    number: u64,
+    messages: u64,
+    bytes: u64,
+    last_messages: u64,
+    last_bytes: u64,
+}
+
+/// A group that matches the message at hand.
+#[derive(Clone, Copy)]
+struct Hit(NonNull<Group>);
+
+/// What a look at the lanes that match has shown.
+#[derive(Default)]
+struct Survey {
+    dense: bool,
+    sparse: bool,
+    full: bool,
+}
+
+/// Whether a publisher can wait for subscriptions that block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pressure {
+    /// It can: refuse, and let it know when there is room.
+    Refuse,
+    /// It can't: they drop their oldest.
+    DropOldest,
+}
+
+/// A publisher that waits until all members that refused have made room.
+pub(crate) struct Waiter {
+    remaining: AtomicUsize,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Waiter {
+    pub(crate) fn new(waker: Waker) -> Arc<Self> {
+        // One is the publisher's own, until it has asked all members.
+        Arc::new(Waiter { remaining: AtomicUsize::new(1), waker: Mutex::new(Some(waker)) })
+    }
+
+    pub(crate) fn count_down(&self) {
+        if self.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let waker = self.waker.lock().take();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+}
+
+pub(crate) fn tell_waiters(waiters: Vec<Weak<Waiter>>) {
+    for waiter in waiters {
+        if let Some(waiter) = waiter.upgrade() {
+            waiter.count_down();
+        }
+    }
+}
+
+impl Index for Shared {
+    fn insert(&self, prefix: &[u8], group: &Arc<Group>) {
+        self.tree.insert(prefix, GroupRef(Arc::clone(group)));
+    }
+
+    fn remove(&self, prefix: &[u8], group: &Arc<Group>) {
+        self.tree.remove(prefix, &GroupRef(Arc::clone(group)));
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(options: BrokerOptions) -> Self {
+        let publishing = Publishing {
+            next: 1,
+            closed: false,
+            open: None,
+            serial: 0,
+            window: Window { number: 1, messages: 0, bytes: 0, last_messages: 0, last_bytes: 0 },
+            members: BTreeMap::new(),
+            next_member: 1,
+            stamp: 0,
+            round: 0,
+            hits: Vec::new(),
+            touched: Vec::new(),
+            wake: SmallVec::new(),
+            published: 0,
+            published_bytes: 0,
+            past_delivered: 0,
+            past_dropped: 0,
+        };
+        Shared {
+            options,
+            tree: PrefixTree::new(),
+            sets: Mutex::new(Sets::default()),
+            publishing: Mutex::new(publishing),
+            held: AtomicUsize::new(0),
+            abandoned: AtomicU64::new(0),
+            pool: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Runs `work` under the publish lock, and wakes whom it left to be woken afterwards.
+    pub(crate) fn with_publishing<T>(&self, work: impl FnOnce(&mut Publishing) -> T) -> T {
+        let mut p = self.publishing.lock();
+        let result = work(&mut p);
+        self.unlock(p);
+        result
+    }
+
+    fn unlock(&self, mut p: MutexGuard<'_, Publishing>) {
+        let wake = std::mem::take(&mut p.wake);
+        drop(p);
+        wake.into_iter().for_each(Waker::wake);
+    }
+
+    /// Publishes one message; takes its payload where it is accepted.
+    pub(crate) fn publish_one(
+        &self,
+        message: &mut Message,
+        pressure: Pressure,
+        waiter: Option<&Arc<Waiter>>,
+    ) -> Result<Offset, TryPublishError> {
+        check(message)?;
+        let time = message.time.unwrap_or_else(|| self.options.clock.now());
+        let guard = crossbeam_epoch::pin();
+        let mut p = self.publishing.lock();
+        p.round += 1;
+        let result = self.accept(&mut p, &guard, message, time, pressure, waiter);
+        p.find_sleepers();
+        self.unlock(p);
+        result
+    }
+
+    /// Publishes messages from the front of `batch`, and takes those from it that were accepted. Returns how many that were.
+    pub(crate) fn publish_many(
+        &self,
+        batch: &mut VecDeque<Message>,
+        pressure: Pressure,
+        waiter: Option<&Arc<Waiter>>,
+    ) -> Result<usize, TryPublishError> {
+        let now = self.options.clock.now();
+        let mut done = 0;
+        loop {
+            let guard = crossbeam_epoch::pin();
+            let mut p = self.publishing.lock();
+            p.round += 1;
+            let mut turn = 0;
+            let result = loop {
+                let Some(message) = batch.get_mut(turn).filter(|_| turn < BATCH_MESSAGES) else { break Ok(()) };
+                let time = message.time.unwrap_or(now);
+                let accepted = check(message)
+                    .map_err(TryPublishError::from)
+                    .and_then(|()| self.accept(&mut p, &guard, message, time, pressure, waiter));
+                match accepted {
+                    Ok(_) => turn += 1,
+                    Err(e) => break Err(e),
+                }
+            };
+            p.find_sleepers();
+            self.unlock(p);
+            batch.drain(..turn);
+            done += turn;
+            match result {
+                Err(e) if done == 0 => return Err(e),
+                Err(_) => return Ok(done),
+                Ok(()) if batch.is_empty() => return Ok(done),
+                Ok(()) => {}
+            }
+        }
+    }
+
+    fn accept(
+        &self,
+        p: &mut Publishing,
+        guard: &Guard,
+        message: &mut Message,
+        time: Timestamp,
+        pressure: Pressure,
+        waiter: Option<&Arc<Waiter>>,
+    ) -> Result<Offset, TryPublishError> {
+        if p.closed {
+            return Err(PublishError::Closed.into());
+        }
+        let size = message.size_bytes();
+        p.find_hits(&self.tree, guard, message);
+        let mut survey = p.survey(size as u64);
+        let fits = self.total(p) + size <= self.options.max_bytes;
+        if survey.full || !fits {
+            if !self.make_room(p, size, !fits, pressure, waiter) {
+                return Err(TryPublishError::WouldBlock);
+            }
+            survey = p.survey(size as u64);
+        }
+        let offset = Offset::new(p.next);
+        p.next += 1;
+        p.published += 1;
+        p.published_bytes += size as u64;
+        if !p.hits.is_empty() {
+            self.deliver(p, message, time, offset, &survey);
+        }
+        Ok(offset)
+    }
+
+    fn deliver(&self, p: &mut Publishing, message: &mut Message, time: Timestamp, offset: Offset, survey: &Survey) {
+        let size = message.size_bytes() as u64;
+        let inline = message.payload.len() <= INLINE_BYTES;
+        // Whether the payload is a slice of something that others hold, too. Asked before it is shared with the open block.
+        let detach = survey.sparse && !message.payload.is_unique();
+        let mut dense = None;
+        if survey.dense {
+            let need = record_size(message, inline);
+            self.make_open(p, need, message.payload.len(), offset, time);
+            let open = p.open.as_mut().expect("just made");
+            let at = open.used;
+            let payload = match (inline, survey.sparse) {
+                (true, _) => None,
+                (false, true) => Some(message.payload.clone()),
+                (false, false) => Some(std::mem::take(&mut message.payload)),
+            };
+            // SAFETY: `make_open` has made room for the record and checked its reach; `used` is where nothing was written yet.
+            unsafe { open.block.write(at, offset, time, message, payload) };
+            open.used += need;
+            open.payload += size as usize;
+            dense = Some((open.block, at as u32, (at + need) as u32));
+        }
+        let single = survey.sparse.then(|| self.single(message, time, offset, detach));
+        let (mut dense_given, mut single_given) = (0, 0);
+        let all = u32::MAX >> (32 - message.keys.ends.len().clamp(1, 32));
+        for i in 0..p.hits.len() {
+            // SAFETY: we hold the publish lock; hits are of this message, so their groups live.
+            let fan = unsafe { p.hits[i].0.as_ref().fan.get() };
+            let mask = if fan.mask == all { ALL_KEYS } else { fan.mask };
+            for lane in &fan.lanes {
+                // SAFETY: we hold the publish lock, and look at one lane at a time.
+                let feed = unsafe { lane.feed.get() };
+                feed.last = offset;
+                if feed.active == 0 {
+                    lane.pass_over(feed);
+                    continue;
+                }
+                feed.window_messages += 1;
+                feed.window_bytes += size;
+                feed.bytes += size;
+                if feed.dense {
+                    let (block, at, end) = dense.expect("the survey saw this lane");
+                    lane.push(feed, block, p.serial, at, end, mask);
+                    dense_given += u64::from(feed.active);
+                } else {
+                    let block = single.expect("the survey saw this lane");
+                    feed.run_serial = 0;
+                    lane.push(feed, block, NO_SERIAL, 0, 0, mask);
+                    single_given += u64::from(feed.active);
+                }
+                if feed.touched != p.round {
+                    feed.touched = p.round;
+                    p.touched.push(NonNull::from(&**lane));
+                }
+            }
+        }
+        if let Some(open) = &mut p.open {
+            open.given += dense_given;
+        }
+        if let Some(single) = single {
+            let bytes = single.capacity() + size as usize;
+            self.held.fetch_add(bytes, Ordering::Relaxed);
+            if single.close(single.capacity(), bytes, single_given) {
+                self.free(single);
+            }
+        }
+        if dense_given + single_given > 0 {
+            p.window.messages += 1;
+            p.window.bytes += size;
+            if p.window.messages >= WINDOW_MESSAGES {
+                p.window.turn();
+            }
+        }
+    }
+
+    /// A block of this one record.
+    fn single(&self, message: &Message, time: Timestamp, offset: Offset, detach: bool) -> BlockPtr {
+        let len = message.payload.len();
+        let inline = len <= INLINE_BYTES || detach && len <= SINGLE_INLINE_BYTES;
+        let payload = match (inline, detach) {
+            (true, _) => None,
+            (false, true) => Some(Bytes::copy_from_slice(&message.payload)),
+            (false, false) => Some(message.payload.clone()),
+        };
+        let block = BlockPtr::open(record_size(message, inline), offset, time);
+        // SAFETY: the block is new and has just the room for this record.
+        unsafe { block.write(0, offset, time, message, payload) };
+        block
+    }
+
+    /// Makes sure that the open block has room for a record of `need` bytes of that offset and time.
+    fn make_open(&self, p: &mut Publishing, need: usize, payload: usize, offset: Offset, time: Timestamp) {
+        let most = BLOCK_PAYLOAD_BYTES.min(self.options.max_bytes / 64);
+        if let Some(open) = &p.open {
+            let room =
+                open.used + need <= open.block.capacity() && (open.payload == 0 || open.payload + payload <= most);
+            if room && open.block.reaches(offset, time) {
+                return;
+            }
+            self.close_open(p);
+        }
+        let recycled = if need <= ARENA_BYTES { self.pool.lock().pop() } else { None };
+        let block = match recycled {
+            Some(block) => {
+                block.reuse(offset, time);
+                block
+            }
+            None => BlockPtr::open(need.max(ARENA_BYTES), offset, time),
+        };
+        p.serial += 1;
+        p.open = Some(Open { block, used: 0, payload: 0, given: 0 });
+    }
+
+    fn close_open(&self, p: &mut Publishing) {
+        if let Some(open) = p.open.take() {
+            let bytes = open.cost();
+            self.held.fetch_add(bytes, Ordering::Relaxed);
+            if open.block.close(open.used, bytes, open.given) {
+                self.free(open.block);
+            }
+            p.window.turn();
+        }
+    }
+
+    pub(crate) fn prefixes(&self) -> usize {
+        self.tree.len()
+    }
+
+    /// What all blocks cost now, in bytes.
+    pub(crate) fn total(&self, p: &Publishing) -> usize {
+        self.held.load(Ordering::Relaxed) + p.open.as_ref().map_or(0, Open::cost)
+    }
+
+    /// Gives back deliveries that are done with.
+    pub(crate) fn release(&self, pins: &mut Vec<(BlockPtr, u64)>) {
+        for (block, count) in pins.drain(..) {
+            if block.release(count) {
+                self.free(block);
+            }
+        }
+    }
+
+    fn free(&self, block: BlockPtr) {
+        let bytes = block.bytes();
+        // SAFETY: the caller was told that these were the last references.
+        unsafe { block.empty() };
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+        if block.capacity() == ARENA_BYTES {
+            let mut pool = self.pool.lock();
+            if pool.len() < POOL_BLOCKS {
+                pool.push(block);
+                return;
+            }
+        }
+        // SAFETY: just emptied, and ours alone.
+        unsafe { block.free() };
+    }
+
+    /// Applies the policies of members that are full. Returns false where the publisher has to wait; nothing was changed then.
+    fn make_room(
+        &self,
+        p: &mut Publishing,
+        size: usize,
+        short: bool,
+        pressure: Pressure,
+        waiter: Option<&Arc<Waiter>>,
+    ) -> bool {
+        let hits = std::mem::take(&mut p.hits);
+        let done = self.make_room_in(p, &hits, size, short, pressure, waiter);
+        p.hits = hits;
+        done
+    }
+
+    fn make_room_in(
+        &self,
+        p: &mut Publishing,
+        hits: &[Hit],
+        size: usize,
+        short: bool,
+        pressure: Pressure,
+        waiter: Option<&Arc<Waiter>>,
+    ) -> bool {
+        if pressure == Pressure::Refuse {
+            let mut refused = false;
+            for lane in hits.iter().flat_map(Hit::lanes) {
+                // SAFETY: we hold the publish lock, and look at one lane at a time.
+                let feed = unsafe { lane.feed.get() };
+                if feed.active > 0 && feed.is_over(&lane, size as u64) {
+                    for member in feed.members.iter().filter(|m| m.blocks()) {
+                        refused |= refuses(member, waiter, |c| member.is_full(c, feed.bytes, size as u64));
+                    }
+                }
+            }
+            if refused {
+                return false;
+            }
+        }
+        if short && !self.relieve(p, hits, size, pressure, waiter) {
+            return false;
+        }
+        for lane in hits.iter().flat_map(Hit::lanes) {
+            // SAFETY: as above.
+            let feed = unsafe { lane.feed.get() };
+            if feed.active == 0 || !feed.is_over(&lane, size as u64) {
+                continue;
+            }
+            for member in feed.members.clone() {
+                self.overflow(p, &member, size as u64);
+            }
+            // SAFETY: as above; `overflow` is done with it.
+            unsafe { lane.feed.get() }.refresh();
+        }
+        true
+    }
+
+    /// Applies the policy of a member, if it is full.
+    fn overflow(&self, p: &mut Publishing, member: &Arc<Member>, size: u64) {
+        let mut cursor = member.cursor.lock();
+        // SAFETY: we hold the publish lock, and no other feed.
+        let bytes = unsafe { cursor.lane.feed.get() }.bytes;
+        if cursor.dropping.is_some() || !member.is_full(&cursor, bytes, size) {
+            return;
+        }
+        match member.options.overflow {
+            Overflow::DropNewest => {
+                p.set_apart(member, &mut cursor);
+                p.start_dropping(member, &mut cursor);
+            }
+            Overflow::DropOldest | Overflow::Block => {
+                p.set_apart(member, &mut cursor);
+                let mut taken = Taken::default();
+                while member.is_full(&cursor, bytes, size) {
+                    cursor.drop_oldest(&mut taken);
+                }
+                member.tell_limits(&cursor);
+                drop(cursor);
+                self.release(&mut taken.pins);
+            }
+            Overflow::Disconnect => {
+                let offset = Offset::new(p.next);
+                cursor.tell_one(offset);
+                p.end(member, &mut cursor, EndReason::Overflowed);
+            }
+        }
+    }
+
+    /// Makes room below `max_bytes`, at the cost of those farthest behind. Returns false where the publisher has to wait.
+    fn relieve(
+        &self,
+        p: &mut Publishing,
+        hits: &[Hit],
+        size: usize,
+        pressure: Pressure,
+        waiter: Option<&Arc<Waiter>>,
+    ) -> bool {
+        if size > self.options.max_bytes {
+            // It can't be kept whatever goes: all are told.
+            for lane in hits.iter().flat_map(Hit::lanes) {
+                // SAFETY: we hold the publish lock, and look at one lane at a time.
+                let feed = unsafe { lane.feed.get() };
+                feed.last = Offset::new(p.next);
+                if feed.active == 0 {
+                    lane.pass_over(feed);
+                    continue;
+                }
+                for member in &feed.members {
+                    member.cursor.lock().tell_one(Offset::new(p.next));
+                }
+                p.touched.push(NonNull::from(&*lane));
+            }
+            // The lanes must not take it, so nobody matches.
+            for hit in hits {
+                // SAFETY: we hold the publish lock; hits are of this message, so their groups live.
+                unsafe { hit.0.as_ref().fan.get() }.mask = 0;
+            }
+            return true;
+        }
+        // Some more than is needed, so that this is not done for each message.
+        let enough = self.options.max_bytes - self.options.max_bytes / 64;
+        let mut evicting = false;
+        loop {
+            let total = self.total(p) + size;
+            if total <= if evicting { enough } else { self.options.max_bytes } {
+                return true;
+            }
+            let farthest =
+                p.members.values().map(|m| (m.cursor.lock().queued_bytes(), m)).max_by_key(|&(bytes, _)| bytes);
+            let Some(member) = farthest.filter(|&(bytes, _)| bytes > 0).map(|(_, m)| Arc::clone(m)) else {
+                return true;
+            };
+            let mut cursor = member.cursor.lock();
+            let idle = cursor.dropping.is_some() || member.end_reason().is_some() || !p.has_group(&member);
+            if !idle && member.blocks() && pressure == Pressure::Refuse {
+                drop(cursor);
+                if refuses(&member, waiter, |c| c.queued() > 0) {
+                    return false;
+                }
+                continue;
+            }
+            if !idle {
+                match member.options.overflow {
+                    Overflow::DropNewest => {
+                        p.set_apart(&member, &mut cursor);
+                        p.start_dropping(&member, &mut cursor);
+                        // SAFETY: we hold the publish lock, and look at one lane at a time.
+                        let wants = |lane: Arc<Lane>| unsafe { lane.feed.get() }.active > 0;
+                        if !hits.iter().flat_map(Hit::lanes).any(wants) {
+                            return true; // nobody is left to keep it for
+                        }
+                        continue;
+                    }
+                    Overflow::Disconnect => {
+                        p.end(&member, &mut cursor, EndReason::Overflowed);
+                        continue;
+                    }
+                    Overflow::DropOldest | Overflow::Block => p.set_apart(&member, &mut cursor),
+                }
+            }
+            evicting = true;
+            self.close_open(p); // else what is evicted from it stays
+            let mut taken = Taken::default();
+            for _ in 0..64 {
+                if cursor.queued() > 0 {
+                    cursor.drop_oldest(&mut taken);
+                }
+            }
+            member.tell_limits(&cursor);
+            drop(cursor);
+            self.release(&mut taken.pins);
+        }
+    }
+
+    /// Lets a member that was dropping take messages again, and puts the gap into its stream.
+    pub(crate) fn stop_dropping(&self, member: &Arc<Member>) {
+        self.with_publishing(|p| p.stop_dropping(&mut member.cursor.lock(), member));
+    }
+
+    /// Brings a member that stands apart, and has read everything, back to where the others of its group are.
+    pub(crate) fn rejoin(&self, member: &Arc<Member>) {
+        self.with_publishing(|p| {
+            let mut cursor = member.cursor.lock();
+            // SAFETY: we hold the publish lock; one fan, then one feed at a time.
+            let group = unsafe { member.group.get() }.clone();
+            let Some(group) = group.filter(|_| !cursor.has_any() && member.end_reason().is_none()) else { return };
+            // SAFETY: as above.
+            let fan = unsafe { group.fan.get() };
+            member.apart.store(false, Ordering::Relaxed);
+            match fan.main.clone() {
+                None => fan.main = Some(Arc::clone(&cursor.lane)),
+                Some(main) if Arc::ptr_eq(&main, &cursor.lane) => {}
+                Some(main) => {
+                    p.take_out(member, &mut cursor);
+                    p.put_in(main, member, &mut cursor);
+                }
+            }
+        });
+    }
+}
+
+/// The serial number under which single records are put into a lane; the run never goes on.
+const NO_SERIAL: u64 = u64::MAX;
+
+/// Whether a member makes the publisher wait; then the waiter, if there is one, will be told.
+fn refuses(member: &Arc<Member>, waiter: Option<&Arc<Waiter>>, full: impl Fn(&Cursor) -> bool) -> bool {
+    let mut cursor = member.cursor.lock();
+    if !full(&cursor) {
+        return false;
+    }
+    if let Some(waiter) = waiter {
+        waiter.remaining.fetch_add(1, Ordering::Relaxed);
+        cursor.waiters.retain(|w| w.strong_count() > 0);
+        cursor.waiters.push(Arc::downgrade(waiter));
+    }
+    true
+}
+
+fn check(message: &Message) -> Result<(), PublishError> {
+    let (count, length, payload) = (message.keys.ends.len(), message.keys.bytes.len(), message.payload.len());
+    if count > MAX_KEYS {
+        return Err(PublishError::TooManyKeys { count });
+    }
+    if length > MAX_KEYS_BYTES {
+        return Err(PublishError::KeysTooLong { length });
+    }
+    if payload > MAX_PAYLOAD_BYTES {
+        return Err(PublishError::PayloadTooLarge { length: payload });
+    }
+    Ok(())
+}
+
+impl Open {
+    fn cost(&self) -> usize {
+        self.block.capacity() + self.payload
+    }
+}
+
+impl Window {
+    fn turn(&mut self) {
+        *self = Window {
+            number: self.number + 1,
+            messages: 0,
+            bytes: 0,
+            last_messages: self.messages,
+            last_bytes: self.bytes,
+        };
+    }
+}
+
+impl Feed {
+    /// Whether one more message of `size` bytes may be over a member's high-water mark, as readers stand now.
+    fn is_over(&mut self, lane: &Lane, size: u64) -> bool {
+        self.refresh();
+        lane.tail.load(Ordering::Relaxed) >= self.limit || self.bytes + size > self.limit_bytes
+    }
+
+    /// Asks the members anew where they will be full.
+    fn refresh(&mut self) {
+        self.limit = self.members.iter().map(|m| m.limit.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX);
+        self.limit_bytes = self.members.iter().map(|m| m.limit_bytes.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX);
+    }
+}
+
+impl Publishing {
+    /// Finds the groups that match, each with the keys that do.
+    fn find_hits(&mut self, tree: &PrefixTree<GroupRef>, guard: &Guard, message: &Message) {
+        self.hits.clear();
+        self.stamp += 1;
+        for (i, key) in message.keys.iter().enumerate() {
+            tree.for_each_match(key, guard, |GroupRef(group)| {
+                // SAFETY: we hold the publish lock, and look at one fan at a time.
+                let fan = unsafe { group.fan.get() };
+                if fan.stamp != self.stamp {
+                    fan.stamp = self.stamp;
+                    fan.mask = 0;
+                    self.hits.push(Hit(NonNull::from(&**group)));
+                }
+                fan.mask |= 1 << i;
+            });
+        }
+    }
+
+    /// Looks at all lanes that match a message of `size` bytes.
+    fn survey(&mut self, size: u64) -> Survey {
+        let mut survey = Survey::default();
+        let window = &self.window;
+        self.hits.retain(|hit| {
+            // SAFETY: we hold the publish lock; hits are of this message, so their groups live.
+            let fan = unsafe { hit.0.as_ref().fan.get() };
+            for lane in &fan.lanes {
+                // SAFETY: we hold the publish lock, and look at one lane at a time.
+                let feed = unsafe { lane.feed.get() };
+                if feed.active == 0 {
+                    continue;
+                }
+                if feed.window != window.number {
+                    feed.judge(window);
+                }
+                if feed.dense {
+                    survey.dense = true;
+                } else {
+                    survey.sparse = true;
+                }
+                let over = lane.tail.load(Ordering::Relaxed) >= feed.limit || feed.bytes + size > feed.limit_bytes;
+                survey.full |= over;
+            }
+            fan.mask != 0
+        });
+        survey
+    }
+
+    /// Finds who waits for what was published in this round.
+    fn find_sleepers(&mut self) {
+        if self.touched.is_empty() {
+            return;
+        }
+        // Either we see that a reader is about to sleep, or it sees what was put into its lane.
+        fence(Ordering::SeqCst);
+        for lane in self.touched.drain(..) {
+            // SAFETY: lanes go only under the publish lock, and this one was there in this round.
+            let lane = unsafe { lane.as_ref() };
+            if lane.sleepers.load(Ordering::Relaxed) != 0 {
+                for member in lane.take_sleepers() {
+                    self.wake.extend(member.waker.lock().take());
+                }
+            }
+        }
+    }
+
+    /// Leaves a member to be woken whatever it waits for.
+    fn rouse(&mut self, member: &Arc<Member>, cursor: &Cursor) {
+        if member.listed.swap(false, Ordering::Relaxed) {
+            let mut sleeping = cursor.lane.sleeping.lock();
+            sleeping.retain(|m| !Arc::ptr_eq(m, member));
+            cursor.lane.sleepers.store(sleeping.len(), Ordering::Relaxed);
+        }
+        self.wake.extend(member.waker.lock().take());
+    }
+
+    /// Puts a member that has nothing queued into a lane, at its end.
+    pub(crate) fn put_in(&mut self, lane: Arc<Lane>, member: &Arc<Member>, cursor: &mut Cursor) {
+        // SAFETY: we hold the publish lock, and no other feed.
+        let feed = unsafe { lane.feed.get() };
+        feed.run_serial = 0; // it starts reading at the start of a run
+        feed.members.push(Arc::clone(member));
+        feed.active += 1;
+        cursor.join(Arc::clone(&lane), feed.bytes);
+        member.tell_limits(cursor);
+        feed.refresh();
+    }
+
+    /// Takes a member that has nothing queued out of its lane.
+    fn take_out(&mut self, member: &Arc<Member>, cursor: &mut Cursor) {
+        self.rouse(member, cursor);
+        cursor.lane.entries.lock().leave(cursor.entry);
+        // SAFETY: we hold the publish lock, and no other feed.
+        let feed = unsafe { cursor.lane.feed.get() };
+        feed.members.retain(|m| !Arc::ptr_eq(m, member));
+        feed.active = feed.active.min(feed.members.len() as u32);
+        if feed.members.is_empty() {
+            self.remove_lane(member, &cursor.lane);
+        }
+    }
+
+    /// Takes a lane out of the group of its last member.
+    fn remove_lane(&mut self, member: &Member, lane: &Arc<Lane>) {
+        self.touched.retain(|touched| !std::ptr::eq(touched.as_ptr(), &raw const **lane));
+        // SAFETY: we hold the publish lock; one group, then one fan.
+        let Some(group) = (unsafe { member.group.get() }) else { return };
+        // SAFETY: as above.
+        let fan = unsafe { group.fan.get() };
+        fan.lanes.retain(|l| !Arc::ptr_eq(l, lane));
+        fan.main.take_if(|main| Arc::ptr_eq(main, lane));
+    }
+
+    /// Gives a member a lane of its own, which goes on where it stands, outside of any group.
+    fn detach(&mut self, member: &Arc<Member>, cursor: &mut Cursor) {
+        self.rouse(member, cursor);
+        // SAFETY: we hold the publish lock, and no other feed.
+        let feed = unsafe { cursor.lane.feed.get() };
+        if feed.members.len() == 1 {
+            self.remove_lane(member, &cursor.lane);
+            return;
+        }
+        let mut entries = cursor.lane.entries.lock();
+        let own = entries.tail_for_one(cursor.entry);
+        entries.leave(cursor.entry);
+        drop(entries);
+        let tail = cursor.lane.tail.load(Ordering::Relaxed);
+        let lane = Arc::new(Lane::going_on(feed.match_all, tail, feed.bytes, feed.last, own));
+        feed.members.retain(|m| !Arc::ptr_eq(m, member));
+        feed.active -= 1;
+        // SAFETY: the lane is new.
+        let new = unsafe { lane.feed.get() };
+        (new.dense, new.window, new.window_messages, new.window_bytes) =
+            (feed.dense, feed.window, feed.window_messages, feed.window_bytes);
+        new.members.push(Arc::clone(member));
+        new.active = 1;
+        new.refresh();
+        cursor.lane = lane;
+    }
+
+    /// Gives a member that overflows a lane of its own in its group, and lets nobody join it.
+    fn set_apart(&mut self, member: &Arc<Member>, cursor: &mut Cursor) {
+        if member.apart.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.detach(member, cursor);
+        // SAFETY: we hold the publish lock; one group, then one fan.
+        if let Some(group) = unsafe { member.group.get() } {
+            // SAFETY: as above.
+            unsafe { group.fan.get() }.lanes.push(Arc::clone(&cursor.lane));
+        }
+    }
+
+    /// Puts a new member into the main lane of its group, or into `lane` where there is none.
+    pub(crate) fn settle(&mut self, member: &Arc<Member>, group: Option<Arc<Group>>, lane: Arc<Lane>) {
+        let mut cursor = member.cursor.lock();
+        let lane = group.as_ref().map_or(Arc::clone(&lane), |group| {
+            // SAFETY: we hold the publish lock, and no other fan.
+            let fan = unsafe { group.fan.get() };
+            Arc::clone(fan.main.get_or_insert_with(|| {
+                fan.lanes.push(Arc::clone(&lane));
+                lane
+            }))
+        });
+        self.put_in(lane, member, &mut cursor);
+        // SAFETY: we hold the publish lock, and have no other group.
+        *unsafe { member.group.get() } = group;
+    }
+
+    fn has_group(&self, member: &Member) -> bool {
+        // SAFETY: we hold the publish lock, and have no other group.
+        unsafe { member.group.get() }.is_some()
+    }
+
+    /// The group of a member, if it has any prefixes; `None` for a member that is gone.
+    pub(crate) fn group_of(&self, member: &Member) -> Option<Option<Arc<Group>>> {
+        // SAFETY: we hold the publish lock, and have no other group.
+        self.members.contains_key(&member.id).then(|| unsafe { member.group.get() }.clone())
+    }
+
+    /// Takes a member that has ended off the list, and out of its group.
+    pub(crate) fn forget(&mut self, member: &Member) -> Option<Arc<Group>> {
+        self.members.remove(&member.id);
+        // SAFETY: we hold the publish lock, and have no other group.
+        unsafe { member.group.get() }.take()
+    }
+
+    /// Brings a member over to another group, or to none; what is queued stays queued.
+    pub(crate) fn transfer(&mut self, member: &Arc<Member>, to: Option<Arc<Group>>) {
+        let mut cursor = member.cursor.lock();
+        if member.end_reason().is_none() {
+            self.detach(member, &mut cursor);
+            if let Some(group) = &to {
+                // SAFETY: we hold the publish lock; one feed, then one fan.
+                unsafe { cursor.lane.feed.get() }.match_all = group.matches_all();
+                // SAFETY: as above.
+                let fan = unsafe { group.fan.get() };
+                fan.lanes.push(Arc::clone(&cursor.lane));
+                let main = fan.main.is_none() && cursor.dropping.is_none();
+                if main {
+                    fan.main = Some(Arc::clone(&cursor.lane));
+                }
+                member.apart.store(!main, Ordering::Relaxed);
+            }
+        }
+        // SAFETY: we hold the publish lock, and have no other group.
+        *unsafe { member.group.get() } = to;
+    }
+
+    /// From here on, messages are dropped for this member, which has a lane of its own.
+    fn start_dropping(&mut self, member: &Arc<Member>, cursor: &mut Cursor) {
+        let at = cursor.lane.tail.load(Ordering::Relaxed);
+        cursor.dropping = Some(Dropping { at, first: Offset::new(self.next) });
+        // SAFETY: we hold the publish lock, and no other feed.
+        unsafe { cursor.lane.feed.get() }.active = 0;
+        self.rouse(member, cursor);
+    }
+
+    fn stop_dropping(&mut self, cursor: &mut Cursor, member: &Arc<Member>) {
+        let Some(dropping) = cursor.dropping.take() else { return };
+        let resume = cursor.lane.tail.load(Ordering::Relaxed);
+        // SAFETY: we hold the publish lock, and no other feed.
+        let feed = unsafe { cursor.lane.feed.get() };
+        let count = resume - dropping.at;
+        if count > 0 {
+            let gap = Gap { first: dropping.first, last: feed.last, count };
+            cursor.holes.push_back(Hole { at: dropping.at, resume, gap });
+            cursor.skipped += count;
+            cursor.dropped += count;
+        }
+        feed.run_serial = 0;
+        feed.active = 1;
+        member.tell_limits(cursor);
+        feed.refresh();
+    }
+
+    /// Ends a member: nothing more is queued for it.
+    pub(crate) fn end(&mut self, member: &Arc<Member>, cursor: &mut Cursor, reason: EndReason) {
+        if member.end_reason().is_some() {
+            return;
+        }
+        self.stop_dropping(cursor, member);
+        self.detach(member, cursor);
+        // SAFETY: we hold the publish lock, and no other feed.
+        unsafe { cursor.lane.feed.get() }.active = 0;
+        member.set_end(reason);
+        fence(Ordering::SeqCst); // it sees the end, or we see that it waits
+        self.rouse(member, cursor);
+    }
+}
+
+impl Hit {
+    /// The lanes of the group. Copied, since what is done to their members may change the list; for the slow path.
+    fn lanes(&self) -> SmallVec<[Arc<Lane>; 1]> {
+        // SAFETY: hits are only used under the publish lock, for the message that they are of, so their groups live.
+        unsafe { self.0.as_ref().fan.get() }.lanes.clone()
+    }
+}
+
+impl Feed {
+    /// Decides for this window whether the lane is dense, by what it took in the last one.
+    fn judge(&mut self, window: &Window) {
+        self.dense = if self.window + 1 == window.number {
+            self.window_messages * 4 >= window.last_messages && self.window_bytes * 4 >= window.last_bytes
+        } else {
+            self.window == 0 && self.match_all
+        };
+        self.window = window.number;
+        self.window_messages = 0;
+        self.window_bytes = 0;
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.with_publishing(|p| self.close_open(p));
+        for block in self.pool.lock().drain(..) {
+            // SAFETY: blocks in the pool are empty, and nobody else has them.
+            unsafe { block.free() };
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! The reading end of a subscription, and the handle for everything else about it.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+
+use crate::block::{BlockPtr, Record};
+use crate::error::{EndReason, TryRecvError};
+use crate::group::Change;
+use crate::lane::ALL_KEYS;
+use crate::member::{Cursor, Item, Member, Taken};
+use crate::message::{Delivery, EventId, Keys, LogId, Offset, Origin, Received, Timestamp};
+use crate::options::BatchLimit;
+use crate::publish::{Shared, tell_waiters};
+use crate::stats::SubscriptionStats;
+use crate::sync::{Ordering, fence};
+use crate::wait::{Patience, block_on};
+
+/// Looks of a thread before it sleeps, and turns of a task before it waits to be woken.
+const THREAD_LOOKS: u32 = 6;
+const TASK_LOOKS: u32 = 8;
+
+/// The reading end of a subscription; it has one reader. Dropping it ends the subscription, and what is still
+/// queued is counted as abandoned.
+pub struct Subscription {
+    handle: SubscriptionHandle,
+    /// What was taken last.
+    taken: Taken,
+    /// Deliveries of the block that is being read, to be given back together with those to come.
+    kept: Option<(BlockPtr, u64)>,
+    /// Whether the last take left nothing.
+    drained: bool,
+    task: Patience,
+    thread: Patience,
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription").field("stats", &self.handle.stats()).finish()
+    }
+}
+
+impl Subscription {
+    pub(crate) fn new(shared: Arc<Shared>, member: Arc<Member>) -> Self {
+        Subscription {
+            handle: SubscriptionHandle { shared, member },
+            taken: Taken::default(),
+            kept: None,
+            drained: true,
+            task: Patience::up_to(TASK_LOOKS),
+            thread: Patience::up_to(THREAD_LOOKS),
+        }
+    }
+
+    /// The next message or gap; `None` when the subscription has ended and everything was read. Cancelling loses nothing.
+    pub async fn recv(&mut self) -> Option<Delivery<Received>> {
+        loop {
+            match self.try_recv() {
+                Ok(delivery) => return Some(delivery),
+                Err(TryRecvError::Ended) => return None,
+                Err(TryRecvError::Empty) => self.ready().await,
+            }
+        }
+    }
+
+    /// What [`recv`](Subscription::recv) yields, if it is there now.
+    ///
+    /// # Errors
+    /// When nothing is queued, telling whether anything may come.
+    pub fn try_recv(&mut self) -> Result<Delivery<Received>, TryRecvError> {
+        self.fill(BatchLimit::messages(1))?;
+        let delivery = match self.taken.items[0] {
+            Item::Gap(gap) => Delivery::Gap(gap),
+            Item::Message(block, at, mask) => Delivery::Message(self.message(block, at, mask).to_received()),
+        };
+        self.finish();
+        Ok(delivery)
+    }
+
+    /// What [`recv`](Subscription::recv) yields, blocking this thread until it is there.
+    pub fn recv_blocking(&mut self) -> Option<Delivery<Received>> {
+        loop {
+            match self.try_recv() {
+                Ok(delivery) => return Some(delivery),
+                Err(TryRecvError::Ended) => return None,
+                Err(TryRecvError::Empty) => self.wait_blocking(),
+            }
+        }
+    }
+
+    /// Waits for something to be queued, then takes as much as there is within `limit`. `None` when the subscription has
+    /// ended and everything was read. Cancelling loses nothing.
+    pub async fn recv_batch(&mut self, limit: BatchLimit) -> Option<Batch<'_>> {
+        loop {
+            match self.fill(limit) {
+                Ok(()) => return Some(Batch { subscription: self }),
+                Err(TryRecvError::Ended) => return None,
+                Err(TryRecvError::Empty) => self.ready().await,
+            }
+        }
+    }
+
+    /// What [`recv_batch`](Subscription::recv_batch) yields, if it is there now.
+    ///
+    /// # Errors
+    /// When nothing is queued, telling whether anything may come.
+    pub fn try_recv_batch(&mut self, limit: BatchLimit) -> Result<Batch<'_>, TryRecvError> {
+        self.fill(limit)?;
+        Ok(Batch { subscription: self })
+    }
+
+    /// What [`recv_batch`](Subscription::recv_batch) yields, blocking this thread until it is there.
+    pub fn recv_batch_blocking(&mut self, limit: BatchLimit) -> Option<Batch<'_>> {
+        loop {
+            match self.fill(limit) {
+                Ok(()) => return Some(Batch { subscription: self }),
+                Err(TryRecvError::Ended) => return None,
+                Err(TryRecvError::Empty) => self.wait_blocking(),
+            }
+        }
+    }
+
+    /// Waits until a receive would not: something is queued, or the subscription has ended. Cancelling loses nothing.
+    pub async fn ready(&mut self) {
+        poll_fn(|cx| self.poll_ready(cx)).await;
+    }
+
+    /// [`ready`](Subscription::ready), for those who write their own futures. The last waker given is the one woken.
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.has_any() {
+            return Poll::Ready(());
+        }
+        if self.task.look_again() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.poll_sleep(cx.waker())
+    }
+
+    /// Why the subscription has ended, if it has; what is queued can still be read.
+    pub fn end(&self) -> Option<EndReason> {
+        self.handle.member.end_reason()
+    }
+
+    /// A handle for everything but reading.
+    pub fn handle(&self) -> &SubscriptionHandle {
+        &self.handle
+    }
+
+    fn has_any(&self) -> bool {
+        let member = &self.handle.member;
+        member.end_reason().is_some() || member.cursor.lock().has_any()
+    }
+
+    fn wait_blocking(&mut self) {
+        while self.thread.look_again() {
+            self.thread.pause();
+            if self.has_any() {
+                return;
+            }
+        }
+        block_on(poll_fn(|cx| self.poll_sleep(cx.waker())));
+    }
+
+    /// Leaves `waker` to be woken, unless there is something already.
+    fn poll_sleep(&mut self, waker: &Waker) -> Poll<()> {
+        let SubscriptionHandle { shared, member } = &self.handle;
+        if member.apart.load(Ordering::Relaxed) {
+            shared.rejoin(member);
+        }
+        let cursor = member.cursor.lock();
+        *member.waker.lock() = Some(waker.clone());
+        if !member.listed.swap(true, Ordering::Relaxed) {
+            let mut sleeping = cursor.lane.sleeping.lock();
+            sleeping.push(Arc::clone(member));
+            cursor.lane.sleepers.store(sleeping.len(), Ordering::Relaxed);
+        }
+        // Either a publisher sees that we are about to sleep, or we see what it has put into the lane.
+        fence(Ordering::SeqCst);
+        if member.end_reason().is_some() || cursor.has_any() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Takes what there is within `limit`.
+    fn fill(&mut self, limit: BatchLimit) -> Result<(), TryRecvError> {
+        // A batch that was leaked instead of dropped has left its items here.
+        self.finish();
+        let SubscriptionHandle { shared, member } = &self.handle;
+        loop {
+            let end = member.end_reason();
+            let mut cursor = member.cursor.lock();
+            let before = cursor.seq;
+            cursor.take(limit, &mut self.taken);
+            member.tell_limits(&cursor);
+            let dropping = cursor.dropping.is_some();
+            let waiters = if cursor.seq == before { Vec::new() } else { std::mem::take(&mut cursor.waiters) };
+            self.drained = !cursor.has_any();
+            drop(cursor);
+            tell_waiters(waiters);
+            if dropping {
+                // There is room now.
+                shared.stop_dropping(member);
+            }
+            let count = self.taken.items.len();
+            if count > 0 {
+                self.task.found(count);
+                self.thread.found(count);
+                return Ok(());
+            }
+            if !dropping {
+                return Err(if end.is_some() { TryRecvError::Ended } else { TryRecvError::Empty });
+            }
+        }
+    }
+
+    /// Is done with what was taken last.
+    fn finish(&mut self) {
+        let shared = &self.handle.shared;
+        // What is left of the block that is being read is given back together with what is read of it next, unless nothing is
+        // queued: who waits holds nothing.
+        if let Some((block, count)) = self.kept.take() {
+            match self.taken.pins.first_mut() {
+                Some((first, pinned)) if *first == block => *pinned += count,
+                _ => self.taken.pins.insert(0, (block, count)),
+            }
+        }
+        if !self.drained {
+            self.kept = self.taken.pins.pop();
+        }
+        shared.release(&mut self.taken.pins);
+        self.taken.clear();
+    }
+
+    fn message(&self, block: BlockPtr, at: u32, mask: u32) -> MessageRef<'_> {
+        let log = self.handle.shared.options.log_id;
+        MessageRef { record: Record { block, at }, mask, log, batch: std::marker::PhantomData }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.drained = true;
+        self.finish();
+        let SubscriptionHandle { shared, member } = &self.handle;
+        shared.unsubscribe(member);
+    }
+}
+
+/// Everything about a subscription but reading: can be cloned and used from anywhere.
+#[derive(Clone)]
+pub struct SubscriptionHandle {
+    shared: Arc<Shared>,
+    member: Arc<Member>,
+}
+
+impl fmt::Debug for SubscriptionHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SubscriptionHandle").field("id", &self.id()).finish_non_exhaustive()
+    }
+}
+
+impl SubscriptionHandle {
+    /// Its number, unique in the broker's life.
+    pub fn id(&self) -> u64 {
+        self.member.id
+    }
+
+    /// Adds prefixes; those that it has already are passed over. What is published after the call returns is matched
+    /// against them. Returns how many were new. Does nothing once the [`Subscription`] is gone.
+    pub fn add_prefixes<P: AsRef<[u8]>>(&self, prefixes: impl IntoIterator<Item = P>) -> usize {
+        self.shared.change_prefixes(&self.member, Change::Add, prefixes)
+    }
+
+    /// Removes prefixes; those that it doesn't have are passed over. What is queued stays queued. Returns how many
+    /// it had.
+    pub fn remove_prefixes<P: AsRef<[u8]>>(&self, prefixes: impl IntoIterator<Item = P>) -> usize {
+        self.shared.change_prefixes(&self.member, Change::Remove, prefixes)
+    }
+
+    /// Its counters; `None` once the [`Subscription`] is gone.
+    pub fn stats(&self) -> Option<SubscriptionStats> {
+        self.shared.stats_of(&self.member)
+    }
+
+    /// Ends the subscription: nothing more is queued, what is queued can still be read.
+    pub fn close(&self) {
+        self.shared.end(&self.member, EndReason::Closed);
+    }
+}
+
+/// Messages and gaps taken together, in order. They count as delivered; what the batch refers to is held until it is
+/// dropped.
+pub struct Batch<'a> {
+    subscription: &'a mut Subscription,
+}
+
+impl fmt::Debug for Batch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl Batch<'_> {
+    /// How many messages and gaps it holds; never 0.
+    #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> usize {
+        self.subscription.taken.items.len()
+    }
+
+    /// Its messages and gaps, in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Delivery<MessageRef<'_>>> + Clone {
+        let subscription = &*self.subscription;
+        subscription.taken.items.iter().map(move |item| match *item {
+            Item::Gap(gap) => Delivery::Gap(gap),
+            Item::Message(block, at, mask) => Delivery::Message(subscription.message(block, at, mask)),
+        })
+    }
+
+    /// Says that the last `messages` of the batch were taken but not handled, because their reader went away: they are
+    /// counted as abandoned instead of delivered.
+    pub fn abandon(self, messages: usize) {
+        let taken = self.subscription.taken.items.iter().filter(|item| matches!(item, Item::Message(..))).count();
+        let messages = messages.min(taken) as u64;
+        let SubscriptionHandle { shared, member } = &self.subscription.handle;
+        shared.abandoned.fetch_add(messages, Ordering::Relaxed);
+        member.cursor.lock().delivered -= messages;
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        self.subscription.finish();
+    }
+}
+
+/// A message in a [`Batch`], by reference.
+#[derive(Clone, Copy)]
+pub struct MessageRef<'a> {
+    record: Record,
+    mask: u32,
+    log: LogId,
+    /// The batch holds the delivery that keeps the record's block alive.
+    batch: std::marker::PhantomData<&'a Subscription>,
+}
+
+impl fmt::Debug for MessageRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_received().fmt(f)
+    }
+}
+
+impl<'a> MessageRef<'a> {
+    /// The place of the message in the broker's order.
+    pub fn offset(&self) -> Offset {
+        self.record.offset()
+    }
+
+    /// The name of the message.
+    pub fn id(&self) -> EventId {
+        EventId { log: self.log, offset: self.offset() }
+    }
+
+    /// When it was taken in.
+    pub fn time(&self) -> Timestamp {
+        self.record.time()
+    }
+
+    /// The publisher's tag; see [`Message::with_tag`](crate::Message::with_tag).
+    pub fn tag(&self) -> u8 {
+        self.record.tag()
+    }
+
+    /// The identity that it brought from elsewhere.
+    pub fn origin(&self) -> Option<&'a Origin> {
+        self.record.origin().map(|origin| &**origin)
+    }
+
+    /// All its keys, in order.
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone + use<'a> {
+        let (bytes, ends) = self.record.keys::<'a>();
+        let mut start = 0;
+        ends.iter().map(move |&end| {
+            let key = &bytes[start..usize::from(end)];
+            start = usize::from(end);
+            key
+        })
+    }
+
+    /// The keys that matched this subscription, in order; at least one.
+    pub fn matched_keys(&self) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
+        let mask = self.mask;
+        self.keys().enumerate().filter(move |(i, _)| mask >> i & 1 == 1).map(|(_, key)| key)
+    }
+
+    /// The payload.
+    pub fn payload(&self) -> &'a [u8] {
+        self.record.payload()
+    }
+
+    /// The payload as a handle of its own; small ones are copied, others shared.
+    pub fn payload_bytes(&self) -> Bytes {
+        self.record.payload_bytes()
+    }
+
+    /// The message in a form that can be kept.
+    pub fn to_received(&self) -> Received {
+        let mut keys = Keys::default();
+        for key in self.keys() {
+            keys.push(key);
+        }
+        Received {
+            id: self.id(),
+            time: self.time(),
+            tag: self.tag(),
+            matched: if self.mask == ALL_KEYS { u32::MAX } else { self.mask },
+            keys,
+            payload: self.payload_bytes(),
+            origin: self.record.origin().cloned(),
+        }
+    }
+}
+
+/// What `stats` tells of one member.
+pub(crate) fn stats(member: &Member, cursor: &Cursor) -> SubscriptionStats {
+    let (queued, dropped) = (cursor.queued(), cursor.dropped_now());
+    SubscriptionStats {
+        id: member.id,
+        name: Arc::clone(&member.options.name),
+        prefixes: member.prefixes.load(Ordering::Relaxed),
+        hwm: member.options.hwm,
+        hwm_bytes: member.options.hwm_bytes,
+        overflow: member.options.overflow,
+        matched: cursor.delivered + dropped + queued,
+        delivered: cursor.delivered,
+        dropped,
+        queued,
+        queued_bytes: cursor.queued_bytes(),
+        overflowing: cursor.dropping.is_some(),
+        end: member.end_reason(),
+    }
+}
