@@ -56,10 +56,12 @@ use crate::options::{BrokerOptions, Overflow};
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 use crate::tree::PrefixTree;
 
-/// Records in a block, in bytes.
-const ARENA_BYTES: usize = if cfg!(loom) { 256 } else { 32 << 10 };
+/// Records in a block, in bytes, unless `max_bytes` is small.
+const ARENA_BYTES: usize = if cfg!(hookbus_loom) { 256 } else { 32 << 10 };
 /// Payloads in a block, in bytes, unless `max_bytes` is small.
 const BLOCK_PAYLOAD_BYTES: usize = 1 << 20;
+/// A block takes at most this part of `max_bytes`, for records and for payloads.
+const BLOCK_PART: usize = 64;
 /// A window is over after so many messages, even where all lanes are sparse and no block fills.
 const WINDOW_MESSAGES: u64 = 1024;
 /// In a block of one record, payloads up to this size are copied into it rather than into an allocation of their own.
@@ -77,6 +79,9 @@ pub(crate) struct Shared {
     publishing: Mutex<Publishing>,
     /// What closed blocks cost, in bytes.
     held: AtomicUsize,
+    /// Records and payloads of a block, in bytes.
+    arena_bytes: usize,
+    block_payload_bytes: usize,
     pub(crate) abandoned: AtomicU64,
     pool: Mutex<Vec<BlockPtr>>,
 }
@@ -207,7 +212,10 @@ impl Shared {
             past_delivered: 0,
             past_dropped: 0,
         };
+        let part = options.max_bytes / BLOCK_PART;
         Shared {
+            arena_bytes: ARENA_BYTES.min(part).next_multiple_of(64),
+            block_payload_bytes: BLOCK_PAYLOAD_BYTES.min(part),
             options,
             tree: PrefixTree::new(),
             sets: Mutex::new(Sets::default()),
@@ -303,7 +311,7 @@ impl Shared {
         let size = message.size_bytes();
         p.find_hits(&self.tree, guard, message);
         let mut survey = p.survey(size as u64);
-        let fits = self.total(p) + size <= self.options.max_bytes;
+        let fits = self.total(p) + self.arena_bytes + size <= self.options.max_bytes;
         if survey.full || !fits {
             if !self.make_room(p, size, !fits, pressure, waiter) {
                 return Err(TryPublishError::WouldBlock);
@@ -328,7 +336,8 @@ impl Shared {
         let mut dense = None;
         if survey.dense {
             let need = record_size(message, inline);
-            self.make_open(p, need, message.payload.len(), offset, time);
+            let shared = if inline { 0 } else { message.payload.len() };
+            self.make_open(p, need, shared, offset, time);
             let open = p.open.as_mut().expect("just made");
             let at = open.used;
             let payload = match (inline, survey.sparse) {
@@ -339,10 +348,10 @@ impl Shared {
             // SAFETY: `make_open` has made room for the record and checked its reach; `used` is where nothing was written yet.
             unsafe { open.block.write(at, offset, time, message, payload) };
             open.used += need;
-            open.payload += size as usize;
+            open.payload += shared;
             dense = Some((open.block, at as u32, (at + need) as u32));
         }
-        let single = survey.sparse.then(|| self.single(message, time, offset, detach));
+        let single = survey.sparse.then(|| single(message, time, offset, detach));
         let (mut dense_given, mut single_given) = (0, 0);
         let all = u32::MAX >> (32 - message.keys.ends.len().clamp(1, 32));
         for i in 0..p.hits.len() {
@@ -365,7 +374,7 @@ impl Shared {
                     lane.push(feed, block, p.serial, at, end, mask);
                     dense_given += u64::from(feed.active);
                 } else {
-                    let block = single.expect("the survey saw this lane");
+                    let (block, _) = single.expect("the survey saw this lane");
                     feed.run_serial = 0;
                     lane.push(feed, block, NO_SERIAL, 0, 0, mask);
                     single_given += u64::from(feed.active);
@@ -379,8 +388,7 @@ impl Shared {
         if let Some(open) = &mut p.open {
             open.given += dense_given;
         }
-        if let Some(single) = single {
-            let bytes = single.capacity() + size as usize;
+        if let Some((single, bytes)) = single {
             self.held.fetch_add(bytes, Ordering::Relaxed);
             if single.close(single.capacity(), bytes, single_given) {
                 self.free(single);
@@ -395,39 +403,23 @@ impl Shared {
         }
     }
 
-    /// A block of this one record.
-    fn single(&self, message: &Message, time: Timestamp, offset: Offset, detach: bool) -> BlockPtr {
-        let len = message.payload.len();
-        let inline = len <= INLINE_BYTES || detach && len <= SINGLE_INLINE_BYTES;
-        let payload = match (inline, detach) {
-            (true, _) => None,
-            (false, true) => Some(Bytes::copy_from_slice(&message.payload)),
-            (false, false) => Some(message.payload.clone()),
-        };
-        let block = BlockPtr::open(record_size(message, inline), offset, time);
-        // SAFETY: the block is new and has just the room for this record.
-        unsafe { block.write(0, offset, time, message, payload) };
-        block
-    }
-
     /// Makes sure that the open block has room for a record of `need` bytes of that offset and time.
     fn make_open(&self, p: &mut Publishing, need: usize, payload: usize, offset: Offset, time: Timestamp) {
-        let most = BLOCK_PAYLOAD_BYTES.min(self.options.max_bytes / 64);
         if let Some(open) = &p.open {
-            let room =
-                open.used + need <= open.block.capacity() && (open.payload == 0 || open.payload + payload <= most);
+            let room = open.used + need <= open.block.capacity()
+                && (open.payload == 0 || open.payload + payload <= self.block_payload_bytes);
             if room && open.block.reaches(offset, time) {
                 return;
             }
             self.close_open(p);
         }
-        let recycled = if need <= ARENA_BYTES { self.pool.lock().pop() } else { None };
+        let recycled = if need <= self.arena_bytes { self.pool.lock().pop() } else { None };
         let block = match recycled {
             Some(block) => {
                 block.reuse(offset, time);
                 block
             }
-            None => BlockPtr::open(need.max(ARENA_BYTES), offset, time),
+            None => BlockPtr::open(need.max(self.arena_bytes), offset, time),
         };
         p.serial += 1;
         p.open = Some(Open { block, used: 0, payload: 0, given: 0 });
@@ -467,7 +459,7 @@ impl Shared {
         // SAFETY: the caller was told that these were the last references.
         unsafe { block.empty() };
         self.held.fetch_sub(bytes, Ordering::Relaxed);
-        if block.capacity() == ARENA_BYTES {
+        if block.capacity() == self.arena_bytes {
             let mut pool = self.pool.lock();
             if pool.len() < POOL_BLOCKS {
                 pool.push(block);
@@ -575,7 +567,7 @@ impl Shared {
         pressure: Pressure,
         waiter: Option<&Arc<Waiter>>,
     ) -> bool {
-        if size > self.options.max_bytes {
+        if size + self.arena_bytes > self.options.max_bytes {
             // It can't be kept whatever goes: all are told.
             for lane in hits.iter().flat_map(Hit::lanes) {
                 // SAFETY: we hold the publish lock, and look at one lane at a time.
@@ -598,10 +590,10 @@ impl Shared {
             return true;
         }
         // Some more than is needed, so that this is not done for each message.
-        let enough = self.options.max_bytes - self.options.max_bytes / 64;
+        let enough = self.options.max_bytes - self.options.max_bytes / BLOCK_PART;
         let mut evicting = false;
         loop {
-            let total = self.total(p) + size;
+            let total = self.total(p) + self.arena_bytes + size;
             if total <= if evicting { enough } else { self.options.max_bytes } {
                 return true;
             }
@@ -677,6 +669,22 @@ impl Shared {
             }
         });
     }
+}
+
+/// A block of this one record, and what it costs in bytes. `detach` asks for a copy of the payload.
+fn single(message: &Message, time: Timestamp, offset: Offset, detach: bool) -> (BlockPtr, usize) {
+    let len = message.payload.len();
+    let inline = len <= INLINE_BYTES || detach && len <= SINGLE_INLINE_BYTES;
+    let payload = match (inline, detach) {
+        (true, _) => None,
+        (false, true) => Some(Bytes::copy_from_slice(&message.payload)),
+        (false, false) => Some(message.payload.clone()),
+    };
+    let need = record_size(message, inline);
+    let block = BlockPtr::open(need, offset, time);
+    // SAFETY: the block is new and has just the room for this record.
+    unsafe { block.write(0, offset, time, message, payload) };
+    (block, need + if inline { 0 } else { len })
 }
 
 /// The serial number under which single records are put into a lane; the run never goes on.

@@ -1,4 +1,4 @@
-//! The locks and atomics of the crate, in one place, so that loom can stand in for them (`--cfg loom`).
+//! The locks and atomics of the crate, in one place, so that loom can stand in for them (`--cfg hookbus_loom`).
 //!
 //! What loom replaces: the locks and the atomics of lanes, subscriptions and blocks, and thread parking. What it doesn't: the
 //! prefix tree's epochs (crossbeam's), which loom sees as steps that are never interleaved, and plain `Arc`s.
@@ -12,12 +12,12 @@
 //!
 //! No waker is called while any of them is held.
 
-#[cfg(loom)]
+#[cfg(hookbus_loom)]
 pub(crate) use self::model::*;
-#[cfg(not(loom))]
+#[cfg(not(hookbus_loom))]
 pub(crate) use self::real::*;
 
-#[cfg(not(loom))]
+#[cfg(not(hookbus_loom))]
 mod real {
     pub(crate) use parking_lot::{Mutex, MutexGuard};
     pub(crate) use std::hint::spin_loop;
@@ -25,7 +25,7 @@ mod real {
     pub(crate) use std::thread;
 }
 
-#[cfg(loom)]
+#[cfg(hookbus_loom)]
 mod model {
     pub(crate) use loom::hint::spin_loop;
     pub(crate) use loom::sync::MutexGuard;

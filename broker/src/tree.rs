@@ -23,7 +23,7 @@
 //! made clones, hands its garbage over at once instead of keeping it with its thread until there is more: a value is
 //! dropped soon after the next few pins of any thread, also when this thread never comes again.
 //!
-//! Under `--cfg loom` this module uses the same atomics and epochs as otherwise: loom does not look into it. What stands
+//! Under `--cfg hookbus_loom` this module uses the same atomics and epochs as otherwise: loom does not look into it. What stands
 //! for it are the tests beside it, under AddressSanitizer and ThreadSanitizer:
 //!
 //! ```text

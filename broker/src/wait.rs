@@ -23,7 +23,7 @@ pub(crate) struct Patience {
 
 impl Patience {
     pub(crate) fn up_to(most: u32) -> Self {
-        Patience { looks: 0, most: if cfg!(loom) { 0 } else { most }, left: 0 }
+        Patience { looks: 0, most: if cfg!(hookbus_loom) { 0 } else { most }, left: 0 }
     }
 
     /// Something was found, so many at once: the next wait starts anew.
