@@ -189,6 +189,20 @@ impl<V> NodeBuilder<V> {
     }
 }
 
+/// Asks for the line after a node's first, where most nodes have their pointers, so that both come at once instead of one
+/// after the other.
+#[inline]
+fn prefetch_second_line(node: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch is a hint: it neither reads nor faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(node.wrapping_add(64).cast()) };
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = node;
+}
+
 /// A node of the tree, readable for `'g`.
 pub(super) struct NodeRef<'g, V> {
     node: NonNull<Node<V>>,
@@ -211,7 +225,9 @@ impl<'g, V> NodeRef<'g, V> {
     /// lock.
     #[inline]
     pub(super) unsafe fn follow(link: &Link<V>) -> Option<Self> {
-        NonNull::new(link.load(Ordering::Acquire)).map(|node| NodeRef { node, life: PhantomData })
+        let node = link.load(Ordering::Acquire);
+        prefetch_second_line(node.cast());
+        NonNull::new(node).map(|node| NodeRef { node, life: PhantomData })
     }
 
     pub(super) fn as_ptr(self) -> NonNull<Node<V>> {

@@ -328,7 +328,7 @@ fn prefixes_of_64_kib() {
 fn a_level_for_each_byte() {
     let living = Arc::new(AtomicUsize::new(0));
     let tree = PrefixTree::new();
-    let key = vec![b'x'; 20_000];
+    let key = vec![b'x'; 10_000];
     // The longest first: each shorter one then splits the root.
     for len in (0..key.len()).rev() {
         assert!(tree.insert(&key[..len], Canary::new(len, &living)));

@@ -11,7 +11,6 @@
 #![allow(unsafe_code, reason = "slots are shared between one writer and readers that take no lock")]
 
 use std::cell::UnsafeCell;
-use std::fmt;
 use std::iter;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -174,16 +173,6 @@ pub(super) enum Values<V> {
     Many(List<V>),
 }
 
-impl<V> fmt::Debug for Values<V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Values::None => "None",
-            Values::One(_) => "One",
-            Values::Many(_) => "Many",
-        })
-    }
-}
-
 /// The values at a prefix, as they lie in a node.
 pub(super) enum ValuesRef<'g, V> {
     None,
@@ -192,7 +181,6 @@ pub(super) enum ValuesRef<'g, V> {
 }
 
 /// What a change of a node's values came to.
-#[derive(Debug)]
 pub(super) enum Change<V> {
     /// There was nothing to do.
     Nothing,
@@ -264,12 +252,19 @@ impl<V: Clone + Eq> ValuesRef<'_, V> {
             ValuesRef::One(_) => return Change::Nothing,
             ValuesRef::Many(list) => list,
         };
-        let Some(index) = list.slots().iter().position(|slot| slot.get() == Some(value)) else {
-            return Change::Nothing;
-        };
+        let (mut found, mut live) = (None, 0);
+        for (i, slot) in list.slots().iter().enumerate() {
+            if let Some(old) = slot.get() {
+                live += 1;
+                if old == value {
+                    found = Some(i);
+                }
+            }
+        }
+        let Some(index) = found else { return Change::Nothing };
         let mut others = list.iter().filter(|other| *other != value);
         let capacity = list.slots().len();
-        match list.iter().count() - 1 {
+        match live - 1 {
             1 => Change::Replace(match others.next() {
                 Some(last) => Values::One(last.clone()),
                 None => Values::None,
@@ -278,7 +273,7 @@ impl<V: Clone + Eq> ValuesRef<'_, V> {
                 Change::Replace(Values::Many(List::new(left, others.cloned())))
             }
             _ => {
-                // SAFETY: the caller holds the lock, and `position` found the slot live.
+                // SAFETY: the caller holds the lock, and the slot was found live.
                 unsafe { list.kill(index, guard) };
                 Change::InPlace
             }
