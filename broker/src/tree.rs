@@ -31,6 +31,8 @@
 //! RUSTFLAGS=-Zsanitizer=thread cargo +nightly test -p hookbus-broker --lib --target x86_64-unknown-linux-gnu -Zbuild-std tree
 //! ```
 //!
+//! (`PROPTEST_CASES=32` shortens them; everything is many times slower there.)
+//!
 //! crossbeam-epoch's build script sees the thread sanitizer in `CARGO_CFG_SANITIZE` and then orders by loads what it
 //! otherwise orders by fences, which the sanitizer does not know.
 #![allow(unsafe_code, reason = "readers hold plain references to nodes that an epoch keeps alive")]
