@@ -664,7 +664,7 @@ impl Shared {
                 Some(main) if Arc::ptr_eq(&main, &cursor.lane) => {}
                 Some(main) => {
                     p.take_out(member, &mut cursor);
-                    p.put_in(main, member, &mut cursor);
+                    p.put_in(&main, member, &mut cursor);
                 }
             }
         });
@@ -827,13 +827,13 @@ impl Publishing {
     }
 
     /// Puts a member that has nothing queued into a lane, at its end.
-    pub(crate) fn put_in(&mut self, lane: Arc<Lane>, member: &Arc<Member>, cursor: &mut Cursor) {
+    pub(crate) fn put_in(&mut self, lane: &Arc<Lane>, member: &Arc<Member>, cursor: &mut Cursor) {
         // SAFETY: we hold the publish lock, and no other feed.
         let feed = unsafe { lane.feed.get() };
         feed.run_serial = 0; // it starts reading at the start of a run
         feed.members.push(Arc::clone(member));
         feed.active += 1;
-        cursor.join(Arc::clone(&lane), feed.bytes);
+        cursor.join(Arc::clone(lane), feed.bytes);
         member.tell_limits(cursor);
         feed.refresh();
     }
@@ -913,7 +913,7 @@ impl Publishing {
                 lane
             }))
         });
-        self.put_in(lane, member, &mut cursor);
+        self.put_in(&lane, member, &mut cursor);
         // SAFETY: we hold the publish lock, and have no other group.
         *unsafe { member.group.get() } = group;
     }
