@@ -198,7 +198,7 @@ impl Shared {
         let (group, mut pins, waiters) = self.with_publishing(|p| {
             let mut cursor = member.cursor.lock();
             p.end(member, &mut cursor, EndReason::Closed);
-            let group = p.forget(member);
+            let group = p.forget(member, &cursor);
             let mut taken = Taken::default();
             let abandoned = cursor.abandon(&mut taken);
             self.abandoned.fetch_add(abandoned, Ordering::Relaxed);

@@ -930,8 +930,12 @@ impl Publishing {
     }
 
     /// Takes a member that has ended off the list, and out of its group.
-    pub(crate) fn forget(&mut self, member: &Member) -> Option<Arc<Group>> {
+    pub(crate) fn forget(&mut self, member: &Arc<Member>, cursor: &Cursor) -> Option<Arc<Group>> {
         self.members.remove(&member.id);
+        self.rouse(member, cursor);
+        // Its lane knows it and it knows its lane: one of them has to let go.
+        // SAFETY: we hold the publish lock, and no other feed.
+        unsafe { cursor.lane.feed.get() }.members.clear();
         // SAFETY: we hold the publish lock, and have no other group.
         unsafe { member.group.get() }.take()
     }

@@ -357,6 +357,30 @@ fn limits_are_told() {
     assert!(matches!(subscription.try_recv(), Ok(Delivery::Message(m)) if m.keys().next().unwrap().len() == 65_535));
 }
 
+/// What a subscription leaves behind when it goes is nothing, whatever it was doing.
+#[tokio::test]
+async fn nothing_is_left_of_a_subscription_that_is_gone() {
+    struct Canary;
+    impl std::task::Wake for Canary {
+        fn wake(self: Arc<Self>) {}
+    }
+    let broker = Broker::default();
+    let _neighbour = broker.subscribe(all("neighbour"));
+    let canary = Arc::new(Canary);
+    let waker = std::task::Waker::from(Arc::clone(&canary));
+    for end in [false, true] {
+        let mut subscription = broker.subscribe(all("one"));
+        if end {
+            subscription.handle().close();
+        }
+        let _ = subscription.poll_ready(&mut std::task::Context::from_waker(&waker));
+        subscription.handle().add_prefixes(["more"]);
+        let _ = subscription.poll_ready(&mut std::task::Context::from_waker(&waker));
+    }
+    drop(waker);
+    assert_eq!(Arc::strong_count(&canary), 1, "a waker outlived its subscription");
+}
+
 /// A batch that was taken but not handled is counted as abandoned.
 #[test]
 fn an_abandoned_batch_is_counted() {
