@@ -1,1 +1,16 @@
-//! To come.
+//! Carries events into and out of a [`hookbus_broker::Broker`]: one module and one cargo feature for each kind of source and bus.
+//!
+//! A bridge knows the broker and its own bus; it knows no other bridge. What bridges must agree about is stated here, in the
+//! root of the crate, and is as little as possible.
+//!
+//! | module | feature | carries |
+//! | --- | --- | --- |
+//! | `zeromq` | `zeromq` | events to ZeroMQ subscribers (PUB), requests of hook executors (REP), and both client sides |
+
+#[cfg(feature = "zeromq")]
+pub mod zeromq;
+
+/// The [tag](hookbus_broker::Message::with_tag) of a message whose payload is base64 text already, as oned wrote it. Bridges
+/// whose bus carries base64 pass such a payload on byte for byte; others decode it. The payload of a message with any other
+/// tag is the event itself.
+pub const PAYLOAD_BASE64: u8 = 1;
