@@ -63,6 +63,11 @@ impl Liveness {
         self.promised = (!ttl.is_zero()).then(|| Instant::now() + ttl);
     }
 
+    /// The peer can't be asked.
+    pub(crate) fn ask_nothing(&mut self) {
+        self.heartbeat = None;
+    }
+
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Verdict> {
         loop {
             let silent_until = self.heartbeat.map(|heartbeat| self.heard + heartbeat.timeout);

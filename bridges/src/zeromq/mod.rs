@@ -3,11 +3,13 @@
 pub mod codec;
 mod endpoint;
 mod filters;
+mod link;
 mod liveness;
 mod outbound;
 mod peer;
 mod publisher;
 mod quiet;
+mod server;
 mod transport;
 
 pub use endpoint::{Endpoint, EndpointError, Host};

@@ -18,8 +18,8 @@ use base64::engine::general_purpose::STANDARD;
 use hookbus_broker::{Batch, Delivery, Gap};
 
 use super::codec::{MORE, put_head};
-use super::peer::{Closed, Inbound};
-use super::transport::Stream;
+use super::link::{Closed, Link};
+use super::peer::Inbound;
 use crate::PAYLOAD_BASE64;
 
 /// The key under which a peer is told that messages were dropped for it.
@@ -72,18 +72,16 @@ impl Drop for Flight<'_> {
 }
 
 impl Outbound {
-    /// Sends what the connection itself has to say: greeting, handshake, PING and PONG.
-    pub(crate) async fn send_control(&mut self, stream: &mut Stream, inbound: &mut Inbound) -> Result<(), Closed> {
-        let mut rest: &mut [IoSlice<'_>] = &mut [];
-        let mut written = 0;
-        poll_fn(|cx| poll_send(cx, stream, inbound, &mut rest, &mut written, &[], &mut |_| {})).await
+    /// Sends what the connection itself has to say: PING and PONG.
+    pub(crate) async fn send_control(&mut self, inbound: &mut Inbound) -> Result<(), Closed> {
+        let mut nothing = InFlight { rest: &mut [], written: 0, pair_ends: &[] };
+        poll_fn(|cx| nothing.poll_send(cx, inbound, &mut |_| {})).await
     }
 
     /// Sends a batch, and meanwhile goes on reading. `abandoned` counts what could not be sent.
     pub(crate) async fn send(
         &mut self,
         batch: Batch<'_>,
-        stream: &mut Stream,
         inbound: &mut Inbound,
         abandoned: &mut u64,
     ) -> Result<(), Closed> {
@@ -122,18 +120,15 @@ impl Outbound {
             Piece::Payload(payload) => IoSlice::new(payload),
         }));
         {
-            let mut rest = &mut slices[..];
-            let mut written = 0;
+            let mut in_flight = InFlight { rest: &mut slices, written: 0, pair_ends: &pair_ends };
             let unsent = &mut flight.unsent;
             let mut on_written = |written| {
                 while *unsent > 0 && message_ends[message_ends.len() - *unsent] <= written {
                     *unsent -= 1;
                 }
             };
-            // A batch of nothing but gaps that the peer has not asked for is empty on the wire.
-            on_written(0);
-            poll_fn(|cx| poll_send(cx, stream, inbound, &mut rest, &mut written, &pair_ends, &mut on_written)).await?;
-            debug_assert_eq!(written, length);
+            poll_fn(|cx| in_flight.poll_send(cx, inbound, &mut on_written)).await?;
+            debug_assert_eq!(in_flight.written, length);
         }
 
         self.slices = recycle(slices);
@@ -152,96 +147,83 @@ impl Outbound {
     }
 }
 
-/// Writes until everything is out; while the socket takes no more, reads what the peer says.
-fn poll_send(
-    cx: &mut Context<'_>,
-    stream: &mut Stream,
-    inbound: &mut Inbound,
-    rest: &mut &mut [IoSlice<'_>],
-    written: &mut usize,
-    pair_ends: &[usize],
-    on_written: &mut dyn FnMut(usize),
-) -> Poll<Result<(), Closed>> {
-    loop {
-        let stuck = match poll_write(cx, stream, inbound, rest, written, pair_ends) {
-            Poll::Ready(Ok(Written::All)) => return Poll::Ready(Ok(())),
-            Poll::Ready(Ok(Written::Some)) => {
-                on_written(*written);
-                false
-            }
-            Poll::Ready(Err(e)) => return Poll::Ready(Err(Closed::Io(e))),
-            Poll::Pending => true,
-        };
-        if stuck {
-            // What was read may want an answer, which waits with the rest.
-            loop {
-                ready!(inbound.poll(cx, stream))?;
+/// What of a batch is still to be written.
+struct InFlight<'s, 'b> {
+    rest: &'s mut [IoSlice<'b>],
+    /// Bytes that the kernel has taken.
+    written: usize,
+    pair_ends: &'s [usize],
+}
+
+impl InFlight<'_, '_> {
+    /// Writes until everything is out, the connection's own output, too; while the socket takes no more, reads what the peer
+    /// says.
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        inbound: &mut Inbound,
+        on_written: &mut dyn FnMut(usize),
+    ) -> Poll<Result<(), Closed>> {
+        loop {
+            match self.poll_write(cx, &mut inbound.link) {
+                Poll::Ready(Ok(())) if self.rest.is_empty() && inbound.link.output().is_empty() => {
+                    on_written(self.written);
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Ok(())) => on_written(self.written),
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(Closed::Io(e))),
+                // What is read may want an answer, which waits with the rest. Both wakers are set when this is pending.
+                Poll::Pending => ready!(inbound.poll(cx))?,
             }
         }
     }
-}
 
-enum Written {
-    Some,
-    All,
-}
-
-fn poll_write(
-    cx: &mut Context<'_>,
-    stream: &mut Stream,
-    inbound: &mut Inbound,
-    rest: &mut &mut [IoSlice<'_>],
-    written: &mut usize,
-    pair_ends: &[usize],
-) -> Poll<io::Result<Written>> {
-    let control = inbound.output();
-    if control.is_empty() {
-        if rest.is_empty() {
-            return Poll::Ready(Ok(Written::All));
-        }
-        let now = &rest[..rest.len().min(MAX_SLICES)];
-        let n = ready!(stream.poll_write_vectored(cx, now))?;
-        return Poll::Ready(advance(rest, written, n));
-    }
-    // `written` lies at the end of a pair, or at the start of all, or inside of the pair that ends here.
-    let next_end = pair_ends[pair_ends.partition_point(|&end| end <= *written)..].first();
-    let pair_start = match pair_ends.partition_point(|&end| end <= *written) {
-        0 => 0,
-        n => pair_ends[n - 1],
-    };
-    match next_end {
-        Some(&end) if *written > pair_start => {
-            let mut left = end - *written;
+    /// One write: of messages; or, where the connection has something to say, of the rest of a message that is begun, else of that.
+    fn poll_write(&mut self, cx: &mut Context<'_>, link: &mut Link) -> Poll<io::Result<()>> {
+        if !link.output().is_empty() {
+            let begun = self.left_of_pair();
+            if begun == 0 {
+                return link.poll_flush(cx);
+            }
+            let mut left = begun;
             let mut now = Vec::new();
-            for slice in rest.iter() {
+            for slice in self.rest.iter().take(MAX_SLICES) {
                 let part = &slice[..slice.len().min(left)];
                 now.push(IoSlice::new(part));
                 left -= part.len();
-                if left == 0 || now.len() == MAX_SLICES {
+                if left == 0 {
                     break;
                 }
             }
-            let n = ready!(stream.poll_write_vectored(cx, &now))?;
-            Poll::Ready(advance(rest, written, n))
+            let n = ready!(link.stream.poll_write_vectored(cx, &now))?;
+            return Poll::Ready(self.advance(n));
         }
-        _ => {
-            let n = ready!(stream.poll_write_vectored(cx, &[IoSlice::new(control)]))?;
-            if n == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            control.drain(..n);
-            Poll::Ready(Ok(Written::Some))
+        if self.rest.is_empty() {
+            return Poll::Ready(Ok(()));
         }
+        let now = &self.rest[..self.rest.len().min(MAX_SLICES)];
+        let n = ready!(link.stream.poll_write_vectored(cx, now))?;
+        Poll::Ready(self.advance(n))
     }
-}
 
-fn advance(rest: &mut &mut [IoSlice<'_>], written: &mut usize, n: usize) -> io::Result<Written> {
-    if n == 0 {
-        return Err(io::ErrorKind::WriteZero.into());
+    /// How many bytes are missing of a pair that the kernel has taken in part; 0 between pairs.
+    fn left_of_pair(&self) -> usize {
+        let done = self.pair_ends.partition_point(|&end| end <= self.written);
+        let start = done.checked_sub(1).map_or(0, |last| self.pair_ends[last]);
+        match self.pair_ends.get(done) {
+            Some(&end) if self.written > start => end - self.written,
+            _ => 0,
+        }
     }
-    *written += n;
-    IoSlice::advance_slices(rest, n);
-    Ok(Written::Some)
+
+    fn advance(&mut self, n: usize) -> io::Result<()> {
+        if n == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.written += n;
+        IoSlice::advance_slices(&mut self.rest, n);
+        Ok(())
+    }
 }
 
 /// Lays a batch out as heads and keys in one buffer, and references to payloads.

@@ -3,21 +3,20 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hookbus_broker::{Broker, SubscriptionStats};
 use parking_lot::Mutex;
-use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::Instant;
+use tokio::task::JoinHandle;
 
 use super::codec::printable;
 use super::endpoint::Endpoint;
+use super::link::Closed;
 use super::liveness::Heartbeat;
-use super::peer::{self, Closed, PeerEntry};
-use super::quiet::Quiet;
-use super::transport::{Listener, Stream};
+use super::peer::{self, PeerEntry};
+use super::server::{Door, listen};
+use super::transport::Listener;
 
 /// How a [`Publisher`] is set up.
 #[derive(Clone, Debug)]
@@ -39,8 +38,8 @@ pub struct PublisherOptions {
     pub max_filters: usize,
     /// How long the filters of a peer may be in all, in bytes. 16 MiB unless set.
     pub max_filter_bytes: usize,
-    /// Heartbeats from our side. Off unless set: ZeroMQ peers may be silent, and TCP's keepalive notices those that have vanished. Peers
-    /// that don't know PING (the zeromq crate) hang up on one.
+    /// Heartbeats from our side, to peers that speak ZMTP 3.1. Off unless set: ZeroMQ peers may be silent, and TCP's
+    /// keepalive notices those that have vanished.
     pub heartbeat: Option<Heartbeat>,
 }
 
@@ -158,24 +157,19 @@ pub struct PeerStatus {
     pub subscription: SubscriptionStats,
 }
 
-/// Where the publisher is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    Running,
-    /// Peers may get what is queued for them until then.
-    Draining(Instant),
-}
-
 /// What the publisher and its tasks share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) broker: Broker,
     pub(crate) options: PublisherOptions,
-    pub(crate) phase: watch::Sender<Phase>,
-    peers: Mutex<BTreeMap<u64, PeerEntry>>,
-    refused: AtomicU64,
-    refusals: Quiet,
-    accept_errors: Quiet,
+    pub(crate) door: Arc<Door>,
+    peers: Mutex<Peers>,
+}
+
+#[derive(Debug, Default)]
+struct Peers {
+    next_id: u64,
+    entries: BTreeMap<u64, PeerEntry>,
 }
 
 /// Stands for a peer in the listing; dropping it takes the peer out.
@@ -187,31 +181,24 @@ pub(crate) struct Registration<'a> {
 
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
-        self.shared.peers.lock().remove(&self.id);
+        self.shared.peers.lock().entries.remove(&self.id);
     }
 }
 
 impl Shared {
-    pub(crate) fn register(&self, id: u64, entry: PeerEntry) -> Registration<'_> {
-        self.peers.lock().insert(id, entry);
+    pub(crate) fn register(&self, entry: PeerEntry) -> Registration<'_> {
+        let mut peers = self.peers.lock();
+        let id = peers.next_id;
+        peers.next_id += 1;
+        peers.entries.insert(id, entry);
         Registration { shared: self, id }
-    }
-
-    /// The end of a connection that never became a subscriber.
-    pub(crate) fn log_refused(&self, address: &str, closed: &Closed) {
-        if closed.is_fault() {
-            self.refused.fetch_add(1, Ordering::Relaxed);
-            self.warn_fault(address, closed);
-        } else {
-            tracing::debug!(peer = address, "ZeroMQ connection ended before its handshake: {closed}");
-        }
     }
 
     /// The end of a subscriber; `abandoned` messages were queued for it, or on their way to it.
     pub(crate) fn log_left(&self, address: &str, closed: &Closed, stats: &SubscriptionStats, abandoned: u64) {
         let (delivered, dropped) = (stats.delivered, stats.dropped);
         if closed.is_fault() {
-            self.warn_fault(address, closed);
+            self.door.log_fault(address, closed);
         }
         if matches!(closed, Closed::Stopped) && abandoned > 0 {
             tracing::warn!(
@@ -221,12 +208,6 @@ impl Shared {
             );
         }
         tracing::debug!(peer = address, delivered, dropped, abandoned, "ZeroMQ subscriber left: {closed}");
-    }
-
-    fn warn_fault(&self, address: &str, closed: &Closed) {
-        if let Some(suppressed) = self.refusals.pass() {
-            tracing::warn!(peer = address, suppressed, "ZeroMQ peer was disconnected: {closed}");
-        }
     }
 }
 
@@ -241,16 +222,13 @@ impl Publisher {
     pub fn bind(broker: Broker, options: PublisherOptions) -> io::Result<Publisher> {
         let listener = Listener::bind(&options.endpoint)?;
         let endpoint = listener.local_endpoint()?;
-        let shared = Arc::new(Shared {
-            broker,
-            options,
-            phase: watch::Sender::new(Phase::Running),
-            peers: Mutex::default(),
-            refused: AtomicU64::new(0),
-            refusals: Quiet::new(),
-            accept_errors: Quiet::new(),
-        });
-        let listening = tokio::spawn(listen(Arc::clone(&shared), listener));
+        let door = Arc::new(Door::new("publisher", options.max_peers));
+        let shared = Arc::new(Shared { broker, options, door: Arc::clone(&door), peers: Mutex::default() });
+        let serve = {
+            let shared = Arc::clone(&shared);
+            move |stream, address| peer::serve(Arc::clone(&shared), stream, address)
+        };
+        let listening = tokio::spawn(listen(door, listener, endpoint.clone(), serve));
         Ok(Publisher { shared, endpoint, listening })
     }
 
@@ -272,12 +250,12 @@ impl Publisher {
                 subscription: peer.handle.stats()?,
             })
         };
-        peers.values().filter_map(status).collect()
+        peers.entries.values().filter_map(status).collect()
     }
 
     /// How many connections were closed because of what the peer did before it was a subscriber, or because there were too many.
     pub fn refused(&self) -> u64 {
-        self.shared.refused.load(Ordering::Relaxed)
+        self.shared.door.refused()
     }
 
     /// Stops in order: no new connections; nothing more is queued for the peers; they get what is queued until the deadline; then their
@@ -286,8 +264,8 @@ impl Publisher {
     /// Cancelling it closes everything at once.
     pub async fn shutdown(mut self, deadline: Duration) {
         // First the phase, then the handles: a peer that registers in between sees the phase.
-        self.shared.phase.send_replace(Phase::Draining(Instant::now() + deadline));
-        let handles: Vec<_> = self.shared.peers.lock().values().map(|peer| peer.handle.clone()).collect();
+        self.shared.door.close(deadline);
+        let handles: Vec<_> = self.shared.peers.lock().entries.values().map(|peer| peer.handle.clone()).collect();
         for handle in handles {
             handle.close();
         }
@@ -301,61 +279,5 @@ impl Drop for Publisher {
     fn drop(&mut self) {
         // The peers' tasks go with their owner.
         self.listening.abort();
-    }
-}
-
-async fn listen(shared: Arc<Shared>, listener: Listener) {
-    let mut peers = JoinSet::new();
-    let mut phase = shared.phase.subscribe();
-    let mut next_id = 0;
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, address)) => {
-                    if peers.len() >= shared.options.max_peers {
-                        refuse_crowd(&shared, stream, &address);
-                        continue;
-                    }
-                    peers.spawn(peer::serve(Arc::clone(&shared), next_id, stream, address));
-                    next_id += 1;
-                }
-                Err(e) => after_accept_error(&shared.accept_errors, &shared.options.endpoint, &e).await,
-            },
-            Some(ended) = peers.join_next() => log_panic(ended),
-            _ = phase.changed() => break,
-        }
-    }
-    drop(listener);
-    while let Some(ended) = peers.join_next().await {
-        log_panic(ended);
-    }
-}
-
-fn refuse_crowd(shared: &Shared, stream: Stream, address: &str) {
-    drop(stream);
-    shared.refused.fetch_add(1, Ordering::Relaxed);
-    if let Some(suppressed) = shared.refusals.pass() {
-        let limit = shared.options.max_peers;
-        tracing::warn!(peer = address, suppressed, "ZeroMQ peer was refused: there are {limit} connections already");
-    }
-}
-
-/// Says that accepting failed. Where the cause lasts (no more file descriptors), it waits a little, since trying again at once would only
-/// burn the processor.
-pub(crate) async fn after_accept_error(quiet: &Quiet, endpoint: &Endpoint, error: &io::Error) {
-    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
-        // That one connection is gone; the next is not concerned.
-        return;
-    }
-    if let Some(suppressed) = quiet.pass() {
-        tracing::warn!(%endpoint, suppressed, "accepting a ZeroMQ connection failed, trying again: {error}");
-    }
-    tokio::time::sleep(Duration::from_millis(100)).await;
-}
-
-pub(crate) fn log_panic(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(e) = ended {
-        tracing::error!("the task of a ZeroMQ connection failed, the others go on: {e}");
     }
 }

@@ -186,9 +186,9 @@ impl Connection {
         }
         while let Some(frame) = self.frames.next(input)? {
             let event = if frame.command {
-                self.command(frame.body)?
+                self.command(&frame.body)?
             } else if self.settings.socket_type == SocketType::Pub {
-                subscription(frame.body)
+                subscription(&frame.body)
             } else {
                 Some(Event::Frame { more: frame.more, body: frame.body })
             };
@@ -252,11 +252,11 @@ impl Connection {
         }
     }
 
-    fn command<'a>(&mut self, body: Cow<'a, [u8]>) -> Result<Option<Event<'a>>, ProtocolError> {
+    fn command<'a>(&mut self, body: &Cow<'a, [u8]>) -> Result<Option<Event<'a>>, ProtocolError> {
         let subscribable = self.settings.socket_type == SocketType::Pub;
-        Ok(match Command::parse(&body)? {
-            Command::Subscribe(prefix) if subscribable => Some(Event::Subscribe(tail(&body, prefix.len()))),
-            Command::Cancel(prefix) if subscribable => Some(Event::Cancel(tail(&body, prefix.len()))),
+        Ok(match Command::parse(body)? {
+            Command::Subscribe(prefix) if subscribable => Some(Event::Subscribe(tail(body, prefix.len()))),
+            Command::Cancel(prefix) if subscribable => Some(Event::Cancel(tail(body, prefix.len()))),
             Command::Ping { ttl, context } => {
                 if self.output.len() < MAX_OUTPUT_BYTES {
                     put_pong(&mut self.output, context);
@@ -277,11 +277,11 @@ enum Progress {
 
 /// A message to a PUB socket is a subscription in the form of ZMTP 3.0; anything else (an XSUB can send what it likes) has no
 /// reader and is passed over.
-fn subscription(body: Cow<'_, [u8]>) -> Option<Event<'_>> {
+fn subscription<'a>(body: &Cow<'a, [u8]>) -> Option<Event<'a>> {
     let length = body.len().checked_sub(1)?;
     match body[0] {
-        1 => Some(Event::Subscribe(tail(&body, length))),
-        0 => Some(Event::Cancel(tail(&body, length))),
+        1 => Some(Event::Subscribe(tail(body, length))),
+        0 => Some(Event::Cancel(tail(body, length))),
         _ => None,
     }
 }
