@@ -188,22 +188,6 @@ impl Link {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends what is in the output, reading meanwhile.
-    pub(crate) async fn flush(
-        &mut self,
-        on_event: &mut (dyn FnMut(Event<'_>) -> Result<(), Closed> + Send),
-    ) -> Result<(), Closed> {
-        poll_fn(|cx| {
-            loop {
-                if let Poll::Ready(flushed) = self.poll_flush(cx) {
-                    return Poll::Ready(flushed.map_err(Closed::Io));
-                }
-                ready!(self.poll_events(cx, on_event))?;
-            }
-        })
-        .await
-    }
-
     /// Greeting and handshake, within `limit`. What the peer sends right behind them goes to `on_event`.
     pub(crate) async fn shake_hands(
         &mut self,
