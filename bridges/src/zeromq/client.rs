@@ -312,13 +312,15 @@ impl Subscriber {
             return Closed::Stopped;
         }
         loop {
-            for message in arrived.drain(..) {
-                if self.sender.send(SubEvent::Message(message)).await.is_err() {
-                    return Closed::Stopped;
+            if !arrived.is_empty() {
+                for message in arrived.drain(..) {
+                    if self.sender.send(SubEvent::Message(message)).await.is_err() {
+                        return Closed::Stopped;
+                    }
                 }
+                // While the owner did not take them, we did not read: that the peer seems silent was us.
+                link.excuse_silence();
             }
-            // While the owner did not take them, we did not read: that the peer seems silent was us.
-            link.excuse_silence();
             let waited = poll_fn(|cx| {
                 while let Poll::Ready(Some(Change { subscribe, prefix })) = self.changed.poll_recv(cx) {
                     // What does not change the set is no change for the publisher, who would count it.

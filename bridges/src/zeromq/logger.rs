@@ -139,7 +139,8 @@ impl Request {
     }
 }
 
-/// A ZeroMQ REP socket for REQ and DEALER peers; see the head of its file for what it promises. Dropping it closes everything at once.
+/// A ZeroMQ REP socket for REQ and DEALER peers; see the head of its file for what it promises. Dropping it closes everything as soon as the
+/// runtime gets to it; to use its endpoint again, await [`shutdown`](Logger::shutdown).
 ///
 /// ```
 /// use std::time::Duration;

@@ -116,7 +116,8 @@ impl PublisherOptions {
 /// [`DropNewest`](hookbus_broker::Overflow::DropNewest); its filters are the subscription's prefixes. What is dropped for a peer is told to
 /// it as a message with the key [`GAP_KEY`](super::GAP_KEY), if it has a filter that asks for that key by name.
 ///
-/// Dropping it closes everything at once.
+/// Dropping it closes everything as soon as the
+/// runtime gets to it; to use its endpoint again, await [`shutdown`](Publisher::shutdown).
 ///
 /// ```
 /// use std::time::Duration;

@@ -77,6 +77,12 @@ impl FrameReader {
         self.head_filled + self.body.len()
     }
 
+    /// What is allocated for a frame that is not complete.
+    #[cfg(test)]
+    pub(super) fn allocated_bytes(&self) -> usize {
+        self.body.capacity()
+    }
+
     /// Takes bytes from the front of `input`; yields a frame when one is complete.
     ///
     /// # Errors
