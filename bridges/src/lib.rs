@@ -5,8 +5,11 @@
 //!
 //! | module | feature | carries |
 //! | --- | --- | --- |
+//! | `opennebula` | `opennebula` | oned's driver lines, in and out, and the keys of its events |
 //! | `zeromq` | `zeromq` | events to ZeroMQ subscribers (PUB), requests of hook executors (REP), and both client sides |
 
+#[cfg(feature = "opennebula")]
+pub mod opennebula;
 #[cfg(feature = "zeromq")]
 pub mod zeromq;
 

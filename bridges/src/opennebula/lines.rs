@@ -1,0 +1,204 @@
+//! Lines out of a stream that comes in pieces, without copying their text.
+//!
+//! oned writes one line an event, a few kilobytes on average, and nothing bounds a line. The reader offers a block to read
+//! into; each complete line in it is split off and frozen as a [`Bytes`] that shares the block. Only the unfinished line
+//! at the end of a block moves on to the next block.
+//!
+//! ```text
+//!   block   | handed out, shared | complete lines, then an unfinished one | room to read into |
+//!                                     ^ scanned                           ^ filled            ^ end of block
+//! ```
+//!
+//! - **Cost.** Every byte is looked at once for a newline, and an unfinished line is copied only when its block is full, into
+//!   one of twice its size: a line of 100 MB is copied about once in all, not thousands of times.
+//! - **Memory.** Whoever keeps one line keeps its block, so blocks are small: 64 KiB, what a pipe holds. A block that had
+//!   to grow for a long line holds that line alone; what was read behind it goes to a fresh small block.
+//! - **Bounds.** A line longer than the limit is dropped while it comes in, told as [`Item::TooLong`] at its end, and never
+//!   held.
+//! - **The blank.** Each line handed out is followed by one blank, where the newline was: the content of a RETRY message
+//!   is the base64 and one blank, and so is there without a copy.
+//!
+//! The block is initialised memory, because a safe `read` wants that; zeroing 64 KiB costs about a tenth of
+//! what parsing the events in it does.
+
+use bytes::{Bytes, BytesMut};
+use memchr::memchr;
+
+/// The size of a block, in bytes.
+pub const BLOCK_BYTES: usize = 64 << 10;
+
+/// The longest line that is handed out unless another limit is set, in bytes.
+pub const MAX_LINE_BYTES: usize = 256 << 20;
+
+/// When less room is left in a block, the unfinished line moves to a new one: reads of a few bytes are not worth it.
+const MIN_ROOM_BYTES: usize = 8 << 10;
+
+/// What [`LineReader::next`] hands out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// A line. Its newline (or CR and newline) is replaced by exactly one blank, the last byte of this text.
+    Line(Bytes),
+    /// A line was longer than the limit and was skipped.
+    TooLong {
+        /// Its length without the newline.
+        bytes: u64,
+    },
+    /// The input ended in the middle of this line ([`finish`](LineReader::finish) only). No blank was added.
+    Unfinished(Bytes),
+}
+
+/// Cuts a stream of bytes into lines.
+///
+/// ```
+/// use hookbus_bridges::opennebula::{Item, LineReader};
+///
+/// let mut lines = LineReader::new();
+/// let mut got = Vec::new();
+/// for piece in ["INIT\nEXEC", "UTE  -1 PEE+PC9BPg==\n", "FINAL"] {
+///     let room = lines.room(); // read(2) goes here
+///     room[..piece.len()].copy_from_slice(piece.as_bytes());
+///     lines.filled(piece.len());
+///     while let Some(item) = lines.next() {
+///         got.push(item);
+///     }
+/// }
+/// got.extend(lines.finish()); // the end of the input
+/// assert_eq!(
+///     got,
+///     [
+///         Item::Line("INIT ".into()),
+///         Item::Line("EXECUTE  -1 PEE+PC9BPg== ".into()),
+///         Item::Unfinished("FINAL".into())
+///     ]
+/// );
+/// ```
+#[derive(Debug)]
+pub struct LineReader {
+    /// The block from the next line on. All of it is initialised.
+    block: BytesMut,
+    /// How much of `block` was read into.
+    filled: usize,
+    /// How much of that is known to hold no newline.
+    scanned: usize,
+    /// A line over the limit is being skipped; its length so far.
+    skipping: Option<u64>,
+    /// The block was made larger than usual for the line that it begins with.
+    grown: bool,
+    block_bytes: usize,
+    max_line_bytes: usize,
+}
+
+impl Default for LineReader {
+    fn default() -> Self {
+        LineReader::new()
+    }
+}
+
+impl LineReader {
+    /// A reader with [`BLOCK_BYTES`] and [`MAX_LINE_BYTES`].
+    pub fn new() -> Self {
+        LineReader::with_limits(BLOCK_BYTES, MAX_LINE_BYTES)
+    }
+
+    /// A reader with blocks of `block_bytes` (at least 1) that skips lines longer than `max_line_bytes`.
+    pub fn with_limits(block_bytes: usize, max_line_bytes: usize) -> Self {
+        let block_bytes = block_bytes.max(1);
+        LineReader {
+            block: BytesMut::new(),
+            filled: 0,
+            scanned: 0,
+            skipping: None,
+            grown: false,
+            block_bytes,
+            max_line_bytes,
+        }
+    }
+
+    /// Where to read into: never empty, at most a block. What it holds means nothing until
+    /// [`filled`](LineReader::filled) has said how much was read.
+    pub fn room(&mut self) -> &mut [u8] {
+        let room = self.block.len() - self.filled;
+        if room == 0 || (room < MIN_ROOM_BYTES && self.block_bytes > 2 * MIN_ROOM_BYTES) {
+            self.grown = self.filled > self.block_bytes / 2;
+            self.renew(if self.grown { (2 * self.filled).max(self.block_bytes + 1) } else { self.block_bytes });
+        }
+        // A grown block may have room for megabytes. What is read beyond the end of its line is copied, so read little.
+        let end = self.block.len().min(self.filled + self.block_bytes);
+        &mut self.block[self.filled..end]
+    }
+
+    /// Says that the first `bytes` of [`room`](LineReader::room) were read into. Take all lines with
+    /// [`next`](LineReader::next) before the next read; the limit on lines is applied there.
+    ///
+    /// # Panics
+    /// When there was less room than that: no read can have put it there.
+    pub fn filled(&mut self, bytes: usize) {
+        assert!(bytes <= self.block.len() - self.filled, "more was read than there was room for");
+        self.filled += bytes;
+    }
+
+    /// The next complete line, or `None` until more has been read.
+    #[expect(clippy::should_implement_trait, reason = "an iterator that said None would have ended; this goes on")]
+    pub fn next(&mut self) -> Option<Item> {
+        let Some(at) = memchr(b'\n', &self.block[self.scanned..self.filled]) else {
+            self.scanned = self.filled;
+            if self.skipping.is_some() || self.filled > self.max_line_bytes {
+                self.skipping = Some(self.skipping.unwrap_or(0) + self.filled as u64);
+                self.forget();
+            }
+            return None;
+        };
+        let end = self.scanned + at;
+        let skipped = self.skipping.take();
+        if skipped.is_some() || end > self.max_line_bytes {
+            self.take(end + 1);
+            return Some(Item::TooLong { bytes: skipped.unwrap_or(0) + end as u64 });
+        }
+        // Now, while the block is still ours to write.
+        let end = if end > 0 && self.block[end - 1] == b'\r' { end - 1 } else { end };
+        self.block[end] = b' ';
+        let mut line = self.take(self.scanned + at + 1);
+        line.truncate(end + 1);
+        Some(Item::Line(line))
+    }
+
+    /// What the end of the input left: a line without its newline, if there is one. The reader is empty then.
+    pub fn finish(&mut self) -> Option<Item> {
+        let skipped = self.skipping.take();
+        let rest = self.take(self.filled);
+        match skipped {
+            Some(bytes) => Some(Item::TooLong { bytes: bytes + rest.len() as u64 }),
+            None => (!rest.is_empty()).then_some(Item::Unfinished(rest)),
+        }
+    }
+
+    /// Splits off the first `bytes` of what was read.
+    fn take(&mut self, bytes: usize) -> Bytes {
+        let line = self.block.split_to(bytes).freeze();
+        self.filled -= bytes;
+        self.scanned = 0;
+        if self.grown {
+            // Lines behind a huge one must not keep it alive, and its block must go once it is handled.
+            self.renew(self.block_bytes.max(self.filled));
+            self.grown = false;
+        }
+        line
+    }
+
+    /// Drops what was read, and the block if it is large.
+    fn forget(&mut self) {
+        if self.grown {
+            self.block = BytesMut::new();
+            self.grown = false;
+        }
+        self.filled = 0;
+        self.scanned = 0;
+    }
+
+    /// Moves what is unfinished to a new block of that size.
+    fn renew(&mut self, bytes: usize) {
+        let mut block = BytesMut::zeroed(bytes);
+        block[..self.filled].copy_from_slice(&self.block[..self.filled]);
+        self.block = block;
+    }
+}
