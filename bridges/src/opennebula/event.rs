@@ -113,14 +113,6 @@ impl EventParser {
         false
     }
 
-    /// Takes an event that is not encoded.
-    #[cfg(any(test, fuzzing))]
-    pub(crate) fn set_text(&mut self, text: &[u8]) {
-        self.clear();
-        self.text.extend_from_slice(text);
-        self.read();
-    }
-
     fn clear(&mut self) {
         self.text.clear();
         self.text.shrink_to(KEEP_BYTES);

@@ -63,7 +63,7 @@ impl Default for Header {
 pub(crate) fn read(text: &[u8], scratch: &mut Vec<u8>) -> Header {
     let Some(mut header) = read_exact(text) else { return scan::header(text, scratch) };
     if header.kind == Kind::State && header.service_id.is_none() && memmem::find(text, b"<SERVICE_ID").is_some() {
-        header.service_id = scan::header(text, scratch).service_id;
+        header.service_id = scan::service_id(text, scratch);
     }
     header
 }
