@@ -1,6 +1,7 @@
 //! What a real oned wrote, against what its own driver made of it.
 
 #![cfg(feature = "opennebula")]
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -130,4 +131,20 @@ fn recorded_results_give_the_original_lines() {
     }
     assert_eq!(replies.len(), 447);
     assert!(lines == fixture("driver-to-oned.txt.zst"), "the lines differ");
+}
+
+/// However the recorded stream is cut into reads, the same lines come out.
+#[test]
+fn any_chunking_of_the_recorded_stream_gives_its_lines() {
+    let stream = fixture("oned-to-driver.txt.zst");
+    let lines: Vec<&[u8]> = stream.strip_suffix(b"\n").unwrap().split(|&byte| byte == b'\n').collect();
+    for size in [61, 4096, 64 << 10, 1 << 20] {
+        for block_bytes in [100, 64 << 10, 256 << 10] {
+            let items = items(&stream, LineReader::with_limits(block_bytes, 1 << 30), &[size]);
+            assert_eq!(items.len(), lines.len());
+            for (item, line) in items.iter().zip(&lines) {
+                assert!(matches!(item, Item::Line(text) if text.strip_suffix(b" ") == Some(line)));
+            }
+        }
+    }
 }

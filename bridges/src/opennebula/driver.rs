@@ -25,7 +25,7 @@
 
 use std::ops::Range;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use hookbus_broker::{MAX_KEY_BYTES, Message};
 use thiserror::Error;
 
@@ -37,6 +37,10 @@ pub const INIT_ANSWER: &[u8; 31] = b"INIT SUCCESS - -              \n";
 
 /// What a line from oned asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every line is a message, and a box would be an allocation for each"
+)]
 pub enum Input {
     /// `INIT`: to be answered with [`INIT_ANSWER`].
     Init,
@@ -133,10 +137,11 @@ impl Parser {
         }
         let is = |name: &[u8]| line[word.clone()].eq_ignore_ascii_case(name);
         if is(b"EXECUTE") {
-            let (content, oddity) = self.content(&line, rest).ok_or(LineError::NoContent { word: "EXECUTE" })?;
-            Ok(self.event(content, oddity))
+            let start = content_start(&line, rest).ok_or(LineError::NoContent { word: "EXECUTE" })?;
+            Ok(self.event(line, start))
         } else if is(b"RETRY") {
-            retry(&line, rest).ok_or(LineError::NoContent { word: "RETRY" })
+            let start = content_start(&line, rest).ok_or(LineError::NoContent { word: "RETRY" })?;
+            Ok(retry(line, start))
         } else if is(b"INIT") {
             Ok(Input::Init)
         } else if is(b"FINALIZE") {
@@ -176,23 +181,21 @@ impl Parser {
         self.events.event()
     }
 
-    /// Decodes the content of a line whose words go on at `rest`, and returns it as a part of the line.
-    fn content(&mut self, line: &Bytes, rest: usize) -> Option<(Bytes, Option<Oddity>)> {
-        let start = content_start(line, rest)?;
-        let trimmed = line.iter().rposition(|&byte| !is_blank(byte)).map_or(start, |last| last + 1);
+    /// The message of the event whose content begins at `start`.
+    fn event(&mut self, mut line: Bytes, start: usize) -> Input {
         // White space inside is not base64, so that what decodes strictly is one word and needs no search for its end.
-        if self.events.decode_strictly(&line[start..trimmed]) {
-            return Some((line.slice(start..trimmed), None));
+        let end = line.iter().rposition(|&byte| !is_blank(byte)).map_or(start, |last| last + 1);
+        let mut content = start..end;
+        let mut base64 = None;
+        if !self.events.decode_strictly(&line[content.clone()]) {
+            (content, _) = next_word(&line, start);
+            base64 = (!self.events.decode(&line[content.clone()])).then_some(Oddity::Base64);
         }
-        let (word, _) = next_word(line, start);
-        let strict = self.events.decode(&line[word.clone()]);
-        Some((line.slice(word), (!strict).then_some(Oddity::Base64)))
-    }
+        line.truncate(content.end);
+        line.advance(content.start);
 
-    /// The message of the event that was decoded last.
-    fn event(&mut self, content: Bytes, base64: Option<Oddity>) -> Input {
         let event = self.events.event();
-        let mut keys = Keys { message: None, payload: content, key: &mut self.key, oddity: base64 };
+        let mut keys = Keys { message: None, payload: line, key: &mut self.key, oddity: base64 };
         match event.kind {
             Kind::Api => keys.push(&[b"EVENT API ", event.call, b" ", event.result]),
             Kind::State => {
@@ -243,17 +246,19 @@ impl Keys<'_> {
     }
 }
 
-fn retry(line: &Bytes, rest: usize) -> Option<Input> {
-    let start = content_start(line, rest)?;
-    let (word, after) = next_word(line, start);
-    let (more, _) = next_word(line, after);
+/// The message of a retry whose content begins at `start`.
+fn retry(mut line: Bytes, start: usize) -> Input {
+    let (word, after) = next_word(&line, start);
+    let (more, _) = next_word(&line, after);
     // The original publishes "<first word> <second word>", and oned writes but one: so the content ends in a blank.
     let payload = if more.is_empty() && line.get(word.end) == Some(&b' ') {
-        line.slice(word.start..word.end + 1)
+        line.truncate(word.end + 1);
+        line.advance(word.start);
+        line
     } else {
         [&line[word], b" ", &line[more]].concat().into()
     };
-    Some(Input::Message { message: Message::new("RETRY", payload).with_tag(PAYLOAD_BASE64), oddity: None })
+    Input::Message { message: Message::new("RETRY", payload).with_tag(PAYLOAD_BASE64), oddity: None }
 }
 
 /// Where the content begins: behind the `-1`.
@@ -414,4 +419,175 @@ pub fn log_line(level: Level, text: &str) -> String {
     }
     line.push('\n');
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const EVENT: &str = "<HOOK_MESSAGE><HOOK_TYPE>API</HOOK_TYPE><CALL>one.vm.x</CALL><CALL_INFO><RESULT>1</RESULT></CALL_INFO></HOOK_MESSAGE>";
+
+    fn line(text: impl Into<Bytes>) -> Result<Input, LineError> {
+        Parser::new().line(text.into())
+    }
+
+    fn message(input: Result<Input, LineError>) -> (Vec<String>, Bytes, Option<Oddity>) {
+        let Ok(Input::Message { message, oddity }) = input else { panic!("{input:?}") };
+        let keys = message.keys().map(|key| String::from_utf8_lossy(key).into_owned()).collect();
+        (keys, message.payload().clone(), oddity)
+    }
+
+    #[test]
+    fn words_are_told_apart() {
+        assert_eq!(line("INIT"), Ok(Input::Init));
+        assert_eq!(line("INIT "), Ok(Input::Init));
+        assert_eq!(line("FINALIZE"), Ok(Input::Finalize));
+        assert_eq!(line(" "), Ok(Input::Blank));
+        assert_eq!(line(""), Ok(Input::Blank));
+        assert_eq!(line("EXECUTE  -1 "), Err(LineError::NoContent { word: "EXECUTE" }));
+        assert_eq!(line("EXECUTE"), Err(LineError::NoContent { word: "EXECUTE" }));
+        assert_eq!(line("RETRY  -1"), Err(LineError::NoContent { word: "RETRY" }));
+        let error = line("DEPLOY \x1b[31m 5").unwrap_err().to_string();
+        assert!(error.contains("\"DEPLOY \\u{1b}[31m 5\"") && error.contains("skipped"), "{error}");
+    }
+
+    /// The payload is the line's own memory, for events and for retries, and a retry has its blank.
+    #[test]
+    fn nothing_is_copied() {
+        let base64 = base64_simd::STANDARD.encode_to_string(EVENT);
+        for (word, blank) in [("EXECUTE", ""), ("RETRY", " ")] {
+            let text = Bytes::from(format!("{word}  -1 {base64} "));
+            let (_, payload, oddity) = message(line(text.clone()));
+            assert_eq!(payload, format!("{base64}{blank}"));
+            assert_eq!(payload.as_ptr(), text[word.len() + 5..].as_ptr());
+            assert_eq!(oddity, None);
+        }
+    }
+
+    #[test]
+    fn a_retry_has_its_blank_in_any_case() {
+        for text in ["RETRY  -1 QUJD", "RETRY  -1 QUJD ", "RETRY -1\tQUJD\t", "RETRY  -1 QUJD  "] {
+            assert_eq!(message(line(text)), (vec!["RETRY".into()], Bytes::from("QUJD "), None), "{text:?}");
+        }
+        // Two words are published as the original does it.
+        assert_eq!(message(line("RETRY  -1 QUJD   more ")).1, "QUJD more");
+    }
+
+    /// What oned wrote is published whatever it is.
+    #[test]
+    fn odd_contents_are_published() {
+        let other = vec!["EVENT ".to_owned()];
+        assert_eq!(message(line("EXECUTE  -1 QUJD")), (other.clone(), "QUJD".into(), Some(Oddity::NoHeader)));
+        assert_eq!(message(line("EXECUTE  -1 %%%")), (other.clone(), "%%%".into(), Some(Oddity::Base64)));
+        assert_eq!(message(line("EXECUTE  -1 QUJD x y")).1, "QUJD");
+        let unpadded = base64_simd::STANDARD_NO_PAD.encode_to_string(format!("{EVENT}."));
+        let api = vec!["EVENT API one.vm.x 1".to_owned()];
+        assert_eq!(message(line(format!("EXECUTE  -1 {unpadded} "))), (api, unpadded.into(), Some(Oddity::Base64)));
+    }
+
+    #[test]
+    fn a_key_that_would_be_too_long_does_not_cost_the_event() {
+        let state = |service: &str, state: &str| {
+            let text = format!(
+                "<HOOK_MESSAGE><HOOK_TYPE>STATE</HOOK_TYPE><HOOK_OBJECT>NET</HOOK_OBJECT><STATE>{state}</STATE>\
+                 <RESOURCE_ID>7</RESOURCE_ID><SERVICE_ID>{service}</SERVICE_ID></HOOK_MESSAGE>"
+            );
+            message(line(format!("EXECUTE  -1 {}", base64_simd::STANDARD.encode_to_string(text))))
+        };
+        let long = "x".repeat(MAX_KEY_BYTES);
+        let (keys, _, oddity) = state(&long, "DONE");
+        assert_eq!(keys, ["EVENT NET 7/DONE/ ", "EVENT STATE NET/DONE//7 "]);
+        assert_eq!(oddity, Some(Oddity::LongKey));
+        assert_eq!(state(&long, &long).0, ["EVENT "]);
+    }
+
+    #[test]
+    fn an_unfinished_line_counts_if_it_is_whole() {
+        let base64 = base64_simd::STANDARD.encode_to_string(EVENT);
+        let whole = format!("EXECUTE  -1 {base64}");
+        let mut parser = Parser::new();
+        assert_eq!(message(parser.unfinished(whole.clone().into())).1, base64);
+        assert_eq!(parser.unfinished("FINALIZE".into()), Ok(Input::Finalize));
+        for cut in 12..whole.len() {
+            let piece = Bytes::copy_from_slice(&whole.as_bytes()[..cut]);
+            assert!(parser.unfinished(piece).is_err(), "{cut}");
+        }
+    }
+
+    /// What the original driver makes of odd requests, asked of Ruby 3.1.
+    #[test]
+    fn results_are_read_as_ruby_does() {
+        let cases: [(&[u8], &[u8]); 21] = [
+            (b"0 13 abc", b"EXECUTE SUCCESS 13 0 abc\n"),
+            (b"1 2", b"EXECUTE FAILURE 2 1 \n"),
+            (b"", b"EXECUTE SUCCESS 0 0 \n"),
+            (b"  0   7\ta  b\nc\r\n", b"EXECUTE SUCCESS 7 0 a b c\n"),
+            (b"255 7 x", b"EXECUTE FAILURE 7 255 x\n"),
+            (b"abc def ghi", b"EXECUTE SUCCESS 0 0 ghi\n"),
+            (b"-1 -2 z", b"EXECUTE FAILURE -2 -1 z\n"),
+            (b"+5 +6 z", b"EXECUTE FAILURE 6 5 z\n"),
+            (b"007 08 z", b"EXECUTE FAILURE 8 7 z\n"),
+            (b"1_000 2__3 z", b"EXECUTE FAILURE 2 1000 z\n"),
+            (b"_1 1_ z", b"EXECUTE SUCCESS 1 0 z\n"),
+            (b"0x1F 0b1 z", b"EXECUTE SUCCESS 0 0 z\n"),
+            (b"99999999999999999999999 3 z", b"EXECUTE FAILURE 3 99999999999999999999999 z\n"),
+            (b"-0 1 z", b"EXECUTE SUCCESS 1 0 z\n"),
+            (b"1.5 2e3 z", b"EXECUTE FAILURE 2 1 z\n"),
+            (b"- + z", b"EXECUTE SUCCESS 0 0 z\n"),
+            (b"0 1 \xC3\xA9 \xFF", b"EXECUTE SUCCESS 1 0 \xC3\xA9 \xFF\n"),
+            (b"--1 1 z", b"EXECUTE SUCCESS 1 0 z\n"),
+            (b"0_0 1 q", b"EXECUTE SUCCESS 1 0 q\n"),
+            (b"0 1 a\x00b\x0Bc\x0Cd", b"EXECUTE SUCCESS 1 0 a\x00b c d\n"),
+            (b"1\x00 2\x003 x", b"EXECUTE FAILURE 2 1 x\n"),
+        ];
+        for (request, expected) in cases {
+            let mut line = Vec::new();
+            Execution::parse(request).write_to(&mut line);
+            assert_eq!(line.escape_ascii().to_string(), expected.escape_ascii().to_string());
+        }
+    }
+
+    #[test]
+    fn a_log_line_is_one_line() {
+        assert_eq!(
+            log_line(Level::Warning, " a\nb\r\tc\0\u{9b}\u{2028}\u{e9} "),
+            "LOG W 0 a\\nb\\r\\tc\\u{0}\\u{9b}\\u{2028}\u{e9}\n"
+        );
+        let long = log_line(Level::Error, &"\u{1F600}".repeat(MAX_LOG_BYTES));
+        assert!(long.len() < MAX_LOG_BYTES + 20 && long.ends_with("...\n"));
+        assert_eq!(log_line(Level::Info, ""), "LOG I 0 \n");
+    }
+
+    proptest! {
+        /// Nothing from outside makes it panic, and a line of a known type with a content is never lost.
+        #[test]
+        fn any_line_is_survived(start in "(EXECUTE|RETRY|execute|)", bytes in any::<Vec<u8>>()) {
+            let text = [start.as_bytes(), b"  -1 ", &bytes].concat();
+            let has_content = bytes.iter().any(|&byte| !is_blank(byte));
+            let result = line(text.clone());
+            if !start.is_empty() && has_content {
+                let is_message = matches!(result, Ok(Input::Message { .. }));
+                prop_assert!(is_message);
+            }
+            let _ = Parser::new().unfinished(text.into());
+        }
+
+        #[test]
+        fn any_document_is_survived(bytes in any::<Vec<u8>>()) {
+            let content = base64_simd::STANDARD.encode_to_string(&bytes);
+            let mut parser = Parser::new();
+            prop_assert_eq!(parser.event_of(content.as_bytes()).xml, &bytes[..]);
+        }
+
+        /// Whatever is reported, oned gets exactly one line.
+        #[test]
+        fn any_result_is_one_line(bytes in any::<Vec<u8>>()) {
+            let mut line = Vec::new();
+            Execution::parse(&bytes).write_to(&mut line);
+            prop_assert_eq!(line.iter().position(|&byte| byte == b'\n'), Some(line.len() - 1));
+            prop_assert!(line.starts_with(b"EXECUTE SUCCESS ") || line.starts_with(b"EXECUTE FAILURE "));
+        }
+    }
 }

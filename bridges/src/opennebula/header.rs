@@ -59,10 +59,10 @@ impl Default for Header {
     }
 }
 
-/// Reads the header of a document. Values that must be made are put into `scratch`.
-pub(crate) fn read(text: &[u8], scratch: &mut Vec<u8>) -> Header {
+/// Reads the header of a document. Values that must be made are put into `scratch`; `service_id` finds `<SERVICE_ID`.
+pub(crate) fn read(text: &[u8], scratch: &mut Vec<u8>, service_id: &memmem::Finder<'_>) -> Header {
     let Some(mut header) = read_exact(text) else { return scan::header(text, scratch) };
-    if header.kind == Kind::State && header.service_id.is_none() && memmem::find(text, b"<SERVICE_ID").is_some() {
+    if header.kind == Kind::State && header.service_id.is_none() && service_id.find(text).is_some() {
         header.service_id = scan::service_id(text, scratch);
     }
     header
@@ -136,5 +136,62 @@ impl Reader<'_> {
         // XML, or change how the rest is decoded: for those, ask the scan.
         let plain = |&byte: &u8| matches!(byte, b' '..=b'~') && byte != b'&' && byte != b']';
         self.text[start..end].iter().all(plain).then(|| Span::in_text(start..end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_all(text: &str) -> (Header, Vec<u8>) {
+        let mut scratch = Vec::new();
+        let header = read(text.as_bytes(), &mut scratch, &memmem::Finder::new(b"<SERVICE_ID"));
+        (header, scratch)
+    }
+
+    /// The exact reader and the scan agree on what the exact reader accepts.
+    #[test]
+    fn exact_and_tolerant_reading_agree() {
+        let values = |header: &Header, text: &[u8], scratch: &[u8]| {
+            let fields = [header.call, header.result, header.object, header.id, header.state, header.lcm_state];
+            let fields = fields.into_iter().chain([header.service_id, header.remote_host]);
+            fields.map(|span| span.map(|span| span.get(text, scratch).to_vec())).collect::<Vec<_>>()
+        };
+        for text in [
+            "<HOOK_MESSAGE><HOOK_TYPE>API</HOOK_TYPE><CALL>one.vm.x</CALL><CALL_INFO><RESULT>1</RESULT></CALL_INFO>",
+            "<HOOK_MESSAGE><HOOK_TYPE>STATE</HOOK_TYPE><HOOK_OBJECT>VM</HOOK_OBJECT><STATE>A</STATE><LCM_STATE>B</LCM_STATE>\
+             <RESOURCE_ID>7</RESOURCE_ID><SERVICE_ID>x y</SERVICE_ID><REMOTE_HOST/><VM><STATE>3</STATE></VM></HOOK_MESSAGE>",
+            "<HOOK_MESSAGE><HOOK_TYPE>STATE</HOOK_TYPE><HOOK_OBJECT>HOST</HOOK_OBJECT><STATE>A</STATE><REMOTE_HOST>h</REMOTE_HOST>\
+             <RESOURCE_ID>7</RESOURCE_ID><HOST></HOST></HOOK_MESSAGE>",
+        ] {
+            let exact = read_exact(text.as_bytes()).unwrap();
+            let mut scratch = Vec::new();
+            let scanned = scan::header(text.as_bytes(), &mut scratch);
+            assert_eq!(exact.kind, scanned.kind);
+            assert_eq!(values(&exact, text.as_bytes(), &[]), values(&scanned, text.as_bytes(), &scratch));
+        }
+    }
+
+    #[test]
+    fn entities_in_the_header_are_decoded() {
+        let (header, scratch) = read_all(
+            "<HOOK_MESSAGE><HOOK_TYPE>STATE</HOOK_TYPE><HOOK_OBJECT>VM</HOOK_OBJECT><STATE>A</STATE><LCM_STATE>B</LCM_STATE>\
+             <RESOURCE_ID>7</RESOURCE_ID><SERVICE_ID>a &amp; b&#x41;</SERVICE_ID><VM/></HOOK_MESSAGE>",
+        );
+        assert_eq!(header.kind, Kind::State);
+        assert_eq!(header.service_id.unwrap().get(&[], &scratch), b"a & bA");
+    }
+
+    #[test]
+    fn an_incomplete_header_is_no_event() {
+        for text in [
+            "",
+            "<HOOK_MESSAGE>",
+            "<HOOK_MESSAGE><HOOK_TYPE>API</HOOK_TYPE><CALL>x</CALL>",
+            "<HOOK_MESSAGE><HOOK_TYPE>STATE</HOOK_TYPE><HOOK_OBJECT>VM</HOOK_OBJECT><STATE>A</STATE><RESOURCE_ID>7</RESOURCE_ID>",
+            "<HOOK_MESSAGE><HOOK_TYPE>OTHER</HOOK_TYPE></HOOK_MESSAGE>",
+        ] {
+            assert_eq!(read_all(text).0.kind, Kind::Other, "{text}");
+        }
     }
 }

@@ -202,3 +202,120 @@ impl LineReader {
         self.block = block;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Feeds a stream in pieces of these sizes, over and over.
+    fn feed(reader: &mut LineReader, mut stream: &[u8], sizes: &[usize]) -> Vec<Item> {
+        let (mut items, mut sizes) = (Vec::new(), sizes.iter().cycle());
+        while !stream.is_empty() {
+            let room = reader.room();
+            let bytes = sizes.next().map_or(1, |&size| size.max(1)).min(room.len()).min(stream.len());
+            room[..bytes].copy_from_slice(&stream[..bytes]);
+            reader.filled(bytes);
+            stream = &stream[bytes..];
+            items.extend(std::iter::from_fn(|| reader.next()));
+        }
+        items
+    }
+
+    /// The same, said plainly.
+    fn expected(stream: &[u8], max_line_bytes: usize) -> Vec<Item> {
+        let mut items: Vec<Item> = Vec::new();
+        let mut rest = stream;
+        while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
+            let line = &rest[..end];
+            items.push(if end > max_line_bytes {
+                Item::TooLong { bytes: end as u64 }
+            } else {
+                Item::Line([line.strip_suffix(b"\r").unwrap_or(line), b" "].concat().into())
+            });
+            rest = &rest[end + 1..];
+        }
+        if rest.len() > max_line_bytes {
+            items.push(Item::TooLong { bytes: rest.len() as u64 });
+        } else if !rest.is_empty() {
+            items.push(Item::Unfinished(rest.to_vec().into()));
+        }
+        items
+    }
+
+    proptest! {
+        /// However the stream is cut into reads, and however small blocks are, the same lines come out.
+        #[test]
+        fn any_chunking_gives_the_same_lines(
+            stream in prop::collection::vec(prop_oneof![3 => Just(b'x'), 1 => Just(b'\n'), 1 => Just(b'\r'), 1 => any::<u8>()], 0..300),
+            sizes in prop::collection::vec(1..70_usize, 1..10),
+            block_bytes in 1..100_usize,
+            max_line_bytes in 0..60_usize,
+        ) {
+            let mut reader = LineReader::with_limits(block_bytes, max_line_bytes);
+            let mut items = feed(&mut reader, &stream, &sizes);
+            items.extend(reader.finish());
+            prop_assert_eq!(items, expected(&stream, max_line_bytes));
+            prop_assert_eq!(reader.finish(), None);
+        }
+    }
+
+    /// Lines that came in one read share its block.
+    #[test]
+    fn lines_share_their_block() {
+        let mut reader = LineReader::new();
+        let items = feed(&mut reader, b"one\ntwo\r\nthree\n", &[100]);
+        let [Item::Line(one), Item::Line(two), Item::Line(three)] = &items[..] else { panic!("{items:?}") };
+        assert_eq!((&one[..], &two[..], &three[..]), (&b"one "[..], &b"two "[..], &b"three "[..]));
+        assert_eq!(two.as_ptr() as usize, one.as_ptr() as usize + 4);
+        assert_eq!(three.as_ptr() as usize, one.as_ptr() as usize + 9);
+    }
+
+    /// A huge line has a block of its own, is copied a few times at most, and the reader is small again behind it.
+    #[test]
+    fn a_huge_line_leaves_no_trace() {
+        let mut stream = vec![b'x'; 20 << 20];
+        stream.extend_from_slice(b"\nnext\n");
+        let mut reader = LineReader::new();
+        let mut blocks = 0;
+        let mut last = std::ptr::null();
+        let mut rest = &stream[..];
+        let mut items = Vec::new();
+        while !rest.is_empty() {
+            let start = reader.room().as_ptr();
+            if start < last || last.is_null() {
+                blocks += 1;
+            }
+            last = start;
+            let bytes = reader.room().len().min(rest.len());
+            assert!(bytes <= BLOCK_BYTES);
+            reader.room()[..bytes].copy_from_slice(&rest[..bytes]);
+            reader.filled(bytes);
+            rest = &rest[bytes..];
+            items.extend(std::iter::from_fn(|| reader.next()));
+        }
+        assert!(blocks < 20, "{blocks} blocks");
+        let [Item::Line(huge), Item::Line(next)] = &items[..] else { panic!("two lines") };
+        assert_eq!((huge.len(), &next[..]), ((20 << 20) + 1, &b"next "[..]));
+        let within = huge.as_ptr_range();
+        assert!(!within.contains(&next.as_ptr()), "the next line would keep the huge one alive");
+        assert!(reader.block.capacity() <= BLOCK_BYTES, "{}", reader.block.capacity());
+    }
+
+    /// A line over the limit is told with its length and never held.
+    #[test]
+    fn a_line_over_the_limit_is_skipped() {
+        let mut reader = LineReader::with_limits(1 << 10, 10 << 10);
+        let mut stream = vec![b'x'; 1 << 20];
+        stream.extend_from_slice(b"\nnext\n");
+        let mut largest = 0;
+        let mut items = Vec::new();
+        for piece in stream.chunks(700) {
+            items.extend(feed(&mut reader, piece, &[700]));
+            largest = largest.max(reader.block.capacity());
+        }
+        assert_eq!(items, [Item::TooLong { bytes: 1 << 20 }, Item::Line("next ".into())]);
+        assert!(largest < 64 << 10, "{largest}");
+    }
+}

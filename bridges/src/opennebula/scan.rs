@@ -811,7 +811,7 @@ impl<'a, 's> Scan<'a, 's> {
     /// [`current_char`](Scan::current_char), as the original does.
     fn next_char(&mut self) {
         let byte = self.byte(0);
-        if byte == 0 && self.at >= self.text.len() || byte == 0 && !self.latin1 {
+        if byte == 0 {
             return;
         }
         if byte < 0x80 || self.latin1 {

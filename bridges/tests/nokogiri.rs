@@ -1,0 +1,359 @@
+//! Our keys against those of libxml2, which OpenNebula's own driver asks: over recorded events, and over recorded events that
+//! were broken in thousands of ways. A Ruby process (`nokogiri_keys.rb`) answers for the original.
+//!
+//! `HOOKBUS_FUZZ_CASES=200000 HOOKBUS_FUZZ_SEED=7 cargo test -p hookbus-bridges --release --test nokogiri` runs longer, elsewhere.
+
+#![cfg(feature = "opennebula")]
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
+
+use std::io::{BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use hookbus_bridges::opennebula::{Input, Parser};
+use hookbus_broker::MAX_KEY_BYTES;
+
+/// The original's answer.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    Keys(Vec<Vec<u8>>),
+    /// It fails and publishes nothing.
+    Error(String),
+}
+
+struct Original {
+    process: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl Original {
+    fn start() -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nokogiri_keys.rb");
+        let mut process =
+            Command::new("ruby").arg(&script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap_or_else(
+                |e| panic!("can't start ruby: {e}; install it with its nokogiri (Debian: ruby ruby-nokogiri)"),
+            );
+        let input = process.stdin.take();
+        let mut output = BufReader::new(process.stdout.take().unwrap());
+        let mut ready = [0; 6];
+        if output.read_exact(&mut ready).is_err() || &ready != b"READY\n" {
+            let status = process.wait().unwrap();
+            panic!("{} did not start ({status}); install Debian's ruby and ruby-nokogiri", script.display());
+        }
+        Original { process, input, output }
+    }
+
+    fn ask(&mut self, base64: &[u8]) -> Answer {
+        let input = self.input.as_mut().unwrap();
+        input.write_all(&u32::try_from(base64.len()).unwrap().to_be_bytes()).unwrap();
+        input.write_all(base64).unwrap();
+        input.flush().unwrap();
+        let mut count = [0];
+        self.output.read_exact(&mut count).unwrap();
+        let mut key = || {
+            let mut length = [0; 4];
+            self.output.read_exact(&mut length).unwrap();
+            let mut key = vec![0; u32::from_be_bytes(length) as usize];
+            self.output.read_exact(&mut key).unwrap();
+            key
+        };
+        if count[0] == 255 {
+            return Answer::Error(String::from_utf8_lossy(&key()).into_owned());
+        }
+        Answer::Keys((0..count[0]).map(|_| key()).collect())
+    }
+}
+
+impl Drop for Original {
+    fn drop(&mut self) {
+        drop(self.input.take());
+        let _ = self.process.wait();
+    }
+}
+
+fn ours(parser: &mut Parser, base64: &[u8]) -> Vec<Vec<u8>> {
+    let line = [b"EXECUTE  -1 ", base64, b" "].concat();
+    match parser.line(line.into()) {
+        Ok(Input::Message { message, .. }) => message.keys().map(<[u8]>::to_vec).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Recorded events: the decoded documents.
+fn recorded() -> Vec<Vec<u8>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/opennebula/oned-to-driver.txt.zst");
+    let file = std::fs::File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut text = Vec::new();
+    ruzstd::decoding::StreamingDecoder::new(file).unwrap().read_to_end(&mut text).unwrap();
+    let mut events: Vec<_> = text
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| line.strip_prefix(b"EXECUTE  -1 "))
+        .map(|base64| base64_simd::STANDARD.decode_to_vec(base64).unwrap())
+        .collect();
+    events.sort_by_key(Vec::len);
+    events.dedup();
+    events
+}
+
+/// What is put into documents to break them, or to lead astray.
+const PIECES: &[&[u8]] = &[
+    b"</VALUE></PARAMETER>",
+    b"<![CDATA[",
+    b"]]>",
+    b"<!--",
+    b"-->",
+    b"--",
+    b"<SERVICE_ID>",
+    b"</SERVICE_ID>",
+    b"<SERVICE_ID>5</SERVICE_ID>",
+    b"<SERVICE_ID/>",
+    b"<SERVICE_ID",
+    b"<SERVICE_ID a=\"1\" b='&lt;x'>7</SERVICE_ID >",
+    b"<SERVICE_ID xmlns=\"urn:x\">8</SERVICE_ID>",
+    b"<p:SERVICE_ID xmlns:p=\"urn:p\">9</p:SERVICE_ID>",
+    b"<p:SERVICE_ID>1</p:SERVICE_ID>",
+    b"<x xmlns=\"urn:y\">",
+    b"<x xmlns=\"\">",
+    b"</x>",
+    b"<SERVICE_ID>a<b>c</b><!--d--><?e f?><![CDATA[<g>]]></SERVICE_ID>",
+    b"&lt;",
+    b"&amp;",
+    b"&quot;",
+    b"&foo;",
+    b"&foo",
+    b"&",
+    b"&;",
+    b"&#",
+    b"&#x41;",
+    b"&#65;",
+    b"&#233;",
+    b"&#x1F600;",
+    b"&#0;",
+    b"&#x110000;",
+    b"&#00000000000000000000000065;",
+    b"&#x0000000000000004a;",
+    b"<",
+    b"<<",
+    b">",
+    b"</",
+    b"</>",
+    b"< ",
+    b"<1>",
+    b"<:>",
+    b"<a:>",
+    b"<a:b:c>",
+    b"</a:b>",
+    b"<?",
+    b"?>",
+    b"<?xml version=\"1.0\"?>",
+    b"<?pi?>",
+    b"<? pi ?>",
+    b"<!DOCTYPE x>",
+    b"<!",
+    b"<![",
+    b"\x00",
+    b"\x01",
+    b"\x0B",
+    b"\x1F",
+    b"\x7F",
+    b"\r",
+    b"\r\n",
+    b"\n",
+    b"\t",
+    b" ",
+    b"\xC3\xA9",
+    b"\xE2\x82\xAC",
+    b"\xF0\x9F\x98\x80",
+    b"\xEF\xBF\xBE",
+    b"\xED\xA0\x80",
+    b"\xFF",
+    b"\x80",
+    b"\x80\x80",
+    b"\xC0\x80",
+    b"\xC3",
+    b"\xE2\x82",
+    b"\xF0\x9F",
+    b"\xF8\x88\x80\x80\x80",
+    b"\xF4\x90\x80\x80",
+    b"\xC1\xBF",
+    b"\xE0\x80\x80",
+    b"HOOK_TYPE",
+    b"<HOOK_TYPE>API</HOOK_TYPE>",
+    b"<HOOK_TYPE>STATE</HOOK_TYPE>",
+    b"<STATE>",
+    b"</STATE>",
+    b"<STATE>X</STATE>",
+    b"<LCM_STATE>",
+    b"<RESULT>0</RESULT>",
+    b"<CALL>",
+    b"<CALL_INFO>",
+    b"</CALL_INFO>",
+    b"</HOOK_MESSAGE>",
+    b"<HOOK_MESSAGE>",
+    b"<a b>",
+    b"<a b=c>",
+    b"<a b='c' b='d'>",
+    b"<a b='c'd='e'>",
+    b"<a b=\"<\">",
+    b"<a b=\"\xFF\" c=\"&#38;&amp;&x;\">",
+    b"<a\xC3\xA9>",
+    b"</a\xC3\xA9>",
+    b"<a/",
+    b"<a /",
+    b"<a / >",
+    b"a='b'",
+    b"\"",
+    b"'",
+    b"=",
+    b"/>",
+    b"]",
+    b"]]",
+    b"]]]>",
+    b"<VM>",
+    b"</VM>",
+    b"<OBJ xmlns:a='u' a:x='1' a:x='2'>",
+    b"<SERVICE_ID xmlns=''>3</SERVICE_ID>",
+    b"<SERVICE_ID xmlns='' xmlns='urn:z'>4</SERVICE_ID>",
+];
+
+/// Breaks a document at a few places.
+fn mutate(random: &mut fastrand::Rng, documents: &[Vec<u8>]) -> Vec<u8> {
+    // Small documents mostly, so that many cases fit into the time; their headers are alike.
+    let pick = if random.u8(..) < 8 { documents.len() } else { documents.len() * 3 / 4 };
+    let mut text = documents[random.usize(..pick)].clone();
+    for _ in 0..random.usize(1..6) {
+        // Near the header, where it matters most, or anywhere.
+        let near = if random.bool() { text.len().min(400) } else { text.len() };
+        let at = random.usize(..=near);
+        match random.u8(..16) {
+            0 => text.truncate(at),
+            1 if at < text.len() => text[at] = random.u8(..),
+            2 if at < text.len() => text[at] ^= 1 << random.u8(..8),
+            3 => {
+                let end = text.len().min(at + random.usize(..40));
+                text.drain(at..end);
+            }
+            4 => {
+                let from = random.usize(..=text.len());
+                let piece = text[from..text.len().min(from + random.usize(..60))].to_vec();
+                text.splice(at..at, piece);
+            }
+            5 => {
+                // Between tags, where it keeps its meaning.
+                let at = text[at..].iter().position(|&byte| byte == b'<').map_or(at, |ahead| at + ahead);
+                text.splice(at..at, random.choice(PIECES).unwrap().iter().copied());
+            }
+            6 => {
+                let at = text[at..].iter().position(|&byte| byte == b'>').map_or(at, |ahead| at + ahead + 1);
+                text.splice(at..at, random.choice(PIECES).unwrap().iter().copied());
+            }
+            7 => {
+                let deep = random.choice([2, 10, 250, 300]).unwrap();
+                let tags: Vec<u8> = (0..deep).flat_map(|_| *b"<d>").collect();
+                text.splice(at..at, tags);
+            }
+            _ => {
+                text.splice(at..at, random.choice(PIECES).unwrap().iter().copied());
+            }
+        }
+    }
+    text
+}
+
+fn find(text: &[u8], what: &[u8]) -> Option<usize> {
+    text.windows(what.len()).position(|window| window == what)
+}
+
+/// Compares a case; says what differs.
+fn compare(original: &mut Original, parser: &mut Parser, base64: &[u8]) -> Result<(), String> {
+    let ours = ours(parser, base64);
+    let mut expected = match original.ask(base64) {
+        // The original fails where a field is missing, and publishes nothing. Ours is not lost.
+        Answer::Error(_) => Vec::new(),
+        Answer::Keys(keys) => keys,
+    };
+    // A key that is longer than a key can be is left out.
+    expected.retain(|key| key.len() <= MAX_KEY_BYTES);
+    if expected.is_empty() {
+        expected.push(b"EVENT ".to_vec());
+    }
+    if ours == expected {
+        return Ok(());
+    }
+    let show = |keys: &[Vec<u8>]| keys.iter().map(|key| key.escape_ascii().to_string()).collect::<Vec<_>>();
+    let event = parser.event_of(base64);
+    Err(format!("ours:     {:?}\noriginal: {:?}\n{}", show(&ours), show(&expected), event.xml.escape_ascii()))
+}
+
+#[test]
+fn recorded_events_as_libxml2_sees_them() {
+    let (mut original, mut parser) = (Original::start(), Parser::new());
+    for text in recorded() {
+        let base64 = base64_simd::STANDARD.encode_to_string(&text);
+        compare(&mut original, &mut parser, base64.as_bytes()).unwrap();
+    }
+}
+
+/// The base64 itself broken: what Ruby's lenient decoder makes of it decides.
+#[test]
+fn broken_base64_as_ruby_reads_it() {
+    let (mut original, mut parser) = (Original::start(), Parser::new());
+    let documents = recorded();
+    for case in 0..1000 {
+        let mut random = fastrand::Rng::with_seed(case);
+        let mut base64 =
+            base64_simd::STANDARD.encode_to_string(&documents[random.usize(..documents.len() / 2)]).into_bytes();
+        for _ in 0..random.usize(1..4) {
+            let at = random.usize(..base64.len());
+            match random.u8(..4) {
+                0 => base64.truncate(at + 1),
+                1 => base64[at] = *random.choice(b"=-_%\xFF\0A").unwrap(),
+                2 => base64.insert(at, *random.choice(b"=-_%\xFF\0A").unwrap()),
+                _ => drop(base64.remove(at)),
+            }
+            if base64.is_empty() {
+                base64.push(b'=');
+            }
+        }
+        compare(&mut original, &mut parser, &base64).unwrap_or_else(|e| panic!("case {case}:\n{e}"));
+    }
+}
+
+#[test]
+fn broken_events_as_libxml2_sees_them() {
+    let number = |name: &str, default: u64| match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}; a number is needed")),
+        Err(_) => default,
+    };
+    let cases = number("HOOKBUS_FUZZ_CASES", 4000);
+    let seed = number("HOOKBUS_FUZZ_SEED", 1);
+    let (mut original, mut parser) = (Original::start(), Parser::new());
+    let documents = recorded();
+    let mut failures = Vec::new();
+    for case in 0..cases {
+        // Each case has a seed of its own, so that one can be repeated alone.
+        let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(1 << 32).wrapping_add(case));
+        let text = mutate(&mut random, &documents);
+        if text.is_empty() {
+            continue; // a line without a content is no event
+        }
+        if find(&text, b"<!DOCTYPE").is_some_and(|at| find(&text, b"<HOOK").is_none_or(|root| at < root)) {
+            continue; // left out on purpose: nothing that oned writes has one before its root
+        }
+        let base64 = base64_simd::STANDARD.encode_to_string(&text);
+        if let Err(difference) = compare(&mut original, &mut parser, base64.as_bytes()) {
+            failures.push(format!("case {case} of seed {seed} ({} bytes):\n{difference}\n", text.len()));
+            if failures.len() == 10 {
+                break;
+            }
+        }
+    }
+    failures.sort_by_key(String::len);
+    assert!(
+        failures.is_empty(),
+        "{} differ; the shortest:\n{}",
+        failures.len(),
+        failures[..failures.len().min(5)].join("\n")
+    );
+}
