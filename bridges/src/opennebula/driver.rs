@@ -147,9 +147,9 @@ impl Parser {
         } else if is(b"FINALIZE") {
             Ok(Input::Finalize)
         } else {
-            let start = &line[word.start..line.len().min(word.start + 40)];
-            let start = String::from_utf8_lossy(start).escape_debug().to_string();
-            Err(LineError::Unknown { start, bytes: line.len() })
+            let text = &line[word.start..content_end(&line)];
+            let start = String::from_utf8_lossy(&text[..text.len().min(40)]).escape_debug().to_string();
+            Err(LineError::Unknown { start, bytes: text.len() })
         }
     }
 
@@ -184,8 +184,7 @@ impl Parser {
     /// The message of the event whose content begins at `start`.
     fn event(&mut self, mut line: Bytes, start: usize) -> Input {
         // White space inside is not base64, so that what decodes strictly is one word and needs no search for its end.
-        let end = line.iter().rposition(|&byte| !is_blank(byte)).map_or(start, |last| last + 1);
-        let mut content = start..end;
+        let mut content = start..content_end(&line);
         let mut base64 = None;
         if !self.events.decode_strictly(&line[content.clone()]) {
             (content, _) = next_word(&line, start);
@@ -266,6 +265,11 @@ fn content_start(line: &[u8], rest: usize) -> Option<usize> {
     let (_id, rest) = next_word(line, rest);
     let start = rest + line.get(rest..)?.iter().position(|&byte| !is_blank(byte))?;
     Some(start)
+}
+
+/// Where the blanks at the end of a line begin.
+fn content_end(line: &[u8]) -> usize {
+    line.iter().rposition(|&byte| !is_blank(byte)).map_or(0, |last| last + 1)
 }
 
 /// The next word from `from` on (empty if there is none), and where to look for the one after it.
