@@ -1,0 +1,135 @@
+//! From the bytes of standard input to messages in the broker.
+//!
+//! What one read brought is published as one batch, stamped with one reading of the clock, so that it wakes each subscriber
+//! once. In the first moments of the process messages are held back ([`Ingress::release`] ends that): oned restarts a
+//! driver that died at once, and subscribers need a moment to connect again.
+
+use std::collections::VecDeque;
+use std::time::SystemTime;
+
+use hookbus_bridges::opennebula::{self, INIT_ANSWER, Item, LineReader, Parser};
+use hookbus_broker::{Broker, Message, Timestamp};
+
+use crate::writer::Writer;
+
+/// What is to be done after a block of input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Read on.
+    GoOn,
+    /// oned wants the driver to end; what it wrote behind FINALIZE, if anything, means nothing.
+    Finalize,
+}
+
+/// Takes lines in.
+#[derive(Debug)]
+pub(crate) struct Ingress {
+    /// Where input is read into.
+    pub(crate) lines: LineReader,
+    parser: Parser,
+    oned: Writer,
+    batch: VecDeque<Message>,
+    /// What the batch holds, in bytes of keys and payloads.
+    batch_bytes: usize,
+    /// Where to; nothing while messages are held back.
+    broker: Option<Broker>,
+    taken_in: u64,
+}
+
+impl Ingress {
+    /// One that holds messages back.
+    pub(crate) fn holding(oned: Writer) -> Self {
+        Ingress {
+            lines: LineReader::new(),
+            parser: Parser::new(),
+            oned,
+            batch: VecDeque::new(),
+            batch_bytes: 0,
+            broker: None,
+            taken_in: 0,
+        }
+    }
+
+    /// Handles the complete lines that were read.
+    pub(crate) fn take_in(&mut self) -> Turn {
+        let now = Timestamp::from(SystemTime::now());
+        let mut turn = Turn::GoOn;
+        while let Some(item) = self.lines.next() {
+            if self.item(item, now) == Turn::Finalize {
+                turn = Turn::Finalize;
+                break;
+            }
+        }
+        self.publish();
+        turn
+    }
+
+    /// Handles what the end of the input left without a newline.
+    pub(crate) fn finish(&mut self) {
+        if let Some(item) = self.lines.finish() {
+            self.item(item, Timestamp::from(SystemTime::now()));
+            self.publish();
+        }
+    }
+
+    /// Ends the holding back: what was held goes to the broker now, what comes at once.
+    pub(crate) fn release(&mut self, broker: &Broker) {
+        self.broker = Some(broker.clone());
+        self.publish();
+        // The room for what was held is needed no more.
+        self.batch = VecDeque::new();
+    }
+
+    /// Whether messages are held back.
+    pub(crate) fn is_holding(&self) -> bool {
+        self.broker.is_none()
+    }
+
+    /// What is held back, in bytes of keys and payloads.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.batch_bytes
+    }
+
+    /// How many messages were taken in.
+    pub(crate) fn taken_in(&self) -> u64 {
+        self.taken_in
+    }
+
+    fn item(&mut self, item: Item, now: Timestamp) -> Turn {
+        let input = match item {
+            Item::Line(line) => self.parser.line(line),
+            Item::Unfinished(line) => self.parser.unfinished(line),
+            Item::TooLong { bytes } => {
+                tracing::error!("line from oned: it has {bytes} bytes, more than are possible; the line was skipped");
+                return Turn::GoOn;
+            }
+        };
+        match input {
+            Ok(opennebula::Input::Message { message, oddity }) => {
+                if let Some(oddity) = oddity {
+                    tracing::warn!("event from oned: {oddity}");
+                }
+                self.taken_in += 1;
+                self.batch_bytes += message.size_bytes();
+                self.batch.push_back(message.with_time(now));
+            }
+            Ok(opennebula::Input::Init) => self.oned.release(&INIT_ANSWER[..]),
+            Ok(opennebula::Input::Finalize) => return Turn::Finalize,
+            Ok(opennebula::Input::Blank) => {}
+            Err(e) => tracing::warn!("{e}"),
+        }
+        Turn::GoOn
+    }
+
+    fn publish(&mut self) {
+        let Some(broker) = &self.broker else { return };
+        while !self.batch.is_empty() {
+            if let Err(e) = broker.publish_batch_now(&mut self.batch) {
+                // The first one can't be published; those behind it can.
+                tracing::error!("{e}; the event was skipped");
+                self.batch.pop_front();
+            }
+        }
+        self.batch_bytes = 0;
+    }
+}

@@ -1,0 +1,303 @@
+//! `hookbus hm`: OpenNebula's Hook Manager driver.
+//!
+//! oned starts this program, writes events to its standard input and reads results from its standard output. When it ends,
+//! oned starts it again, at once and without limit, and what was under way is lost. So the first rule is: it never ends by itself.
+//! Arguments, configuration and ports may all be wrong; it answers INIT, tells what is wrong through oned's log, and serves the rest.
+//!
+//! ```text
+//!            stdin                                   one thread, one epoll
+//!   oned ───────────▶ input ─▶ ingress ─▶ BROKER ─▶ publisher port ─▶ subscribers
+//!     ▲      stdout                                  logger port ◀──── hook executors
+//!     └─────────────── writer ◀──────────────────────────┘
+//! ```
+//!
+//! The order of things, and why:
+//!
+//! 1. The signal mask is repaired ([`process`](crate::process)).
+//! 2. Standard input is read from the first moment, so INIT is answered within milliseconds; oned waits for it 10 s. The answer is exactly 31
+//!    bytes, because oned reads that many once and loses what follows in the same read. Whatever else wants to
+//!    go to standard output waits behind it. An EXECUTE may come before INIT.
+//! 3. A thread reads the configuration meanwhile: its disk may hang. After [`CONFIG_PATIENCE`] there are defaults.
+//! 4. Both ports are bound. Events go to the broker [`HOLD`] after that, so that subscribers of a predecessor have
+//!    connected again.
+//! 5. FINALIZE or the end of the input: what is held goes out, too, then everything drains within [`DRAIN`].
+//!    SIGTERM and SIGINT don't end it at once, since systemd sends them to oned and to us at the same time, and oned has
+//!    something left to say.
+//!
+//! # Guarantees
+//!
+//! - **Order**: subscribers see events in oned's order.
+//! - **Loss**: none inside, save what a subscriber's high-water mark or `[broker] max_bytes` makes it lose, which it is told. What oned
+//!   writes while no driver runs, and what a killed driver had read but not sent, is lost.
+//! - **Results**: a hook executor has its ACK when the result waits for oned in memory; as with the original driver, a driver
+//!   that is killed then loses it.
+
+pub(crate) mod args;
+mod ingress;
+mod input;
+mod ports;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use hookbus_bridges::zeromq::{Endpoint, Host};
+use hookbus_broker::{Broker, BrokerOptions};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::config::{Config, Problem, Reading, Severity};
+use crate::log;
+use crate::process::{self, Signals};
+use crate::writer::{Descriptor, Writer};
+use args::{HmArgs, Words};
+use ingress::{Ingress, Turn};
+use input::Input;
+use ports::Ports;
+
+/// How long events are held back at the start.
+const HOLD: Duration = Duration::from_millis(300);
+/// How long a configuration may take to be read.
+const CONFIG_PATIENCE: Duration = Duration::from_secs(2);
+/// How long oned is listened to after SIGTERM or SIGINT.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long draining may take; oned kills after 10 s.
+const DRAIN: Duration = Duration::from_secs(5);
+/// What may wait to be read by oned. Beyond it executors wait for their ACK, and LOG lines are dropped and counted.
+const STDOUT_QUEUE_BYTES: usize = 4 << 20;
+
+/// Runs the driver until oned ends it.
+pub(crate) fn run(words: Words) -> ExitCode {
+    process::repair_signal_mask();
+    let started = std::time::Instant::now();
+    let (global, args, complaints) = words.read();
+    let oned = Writer::held("stdout", Descriptor(rustix::stdio::stdout()), STDOUT_QUEUE_BYTES);
+    let log = log::Hm::start(oned.clone(), global.log_format, started);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            // No epoll, no memory: there is nothing to serve with, and a new process may do better.
+            tracing::error!("hm: cannot start: {e}");
+            oned.release("");
+            return ExitCode::FAILURE;
+        }
+    };
+    let driver = Driver { config_path: global.config, args, oned, log };
+    runtime.block_on(driver.run(complaints));
+    // Threads may hang on a file or on standard output; the end of the process ends them.
+    runtime.shutdown_background();
+    ExitCode::SUCCESS
+}
+
+struct Driver {
+    config_path: Option<PathBuf>,
+    args: HmArgs,
+    oned: Writer,
+    log: log::Hm,
+}
+
+/// What there is once the configuration is known.
+struct Serving {
+    broker: Broker,
+    ports: Option<Ports>,
+}
+
+impl Driver {
+    async fn run(self, complaints: Vec<String>) {
+        let mut input = Input::stdin().map_err(|e| tracing::error!("hm: cannot read standard input: {e}")).ok();
+        let mut ingress = Ingress::holding(self.oned.clone());
+        let mut reading = pin!(read_config(self.config_path.clone()));
+        let mut signals = SignalStream::new();
+        for complaint in complaints {
+            tracing::error!("hm: {complaint}; check ARGUMENTS of HM_MAD in oned.conf");
+        }
+        tokio::spawn(self.log.clone().tell_held_back());
+
+        let mut serving: Option<Serving> = None;
+        let mut hold_bytes = Config::default().broker.max_bytes.bytes() / 4;
+        let mut hold = pin!(sleep_until(Instant::now() + HOLD));
+        let mut last_words = pin!(sleep_until(Instant::now() + LAST_WORDS));
+        let mut stopping = false;
+        while input.is_some() || ingress.is_holding() {
+            tokio::select! {
+                biased;
+                read = &mut reading, if serving.is_none() => {
+                    hold_bytes = read.config.broker.max_bytes.bytes() / 4;
+                    serving = Some(self.serve(read));
+                    hold.as_mut().reset(Instant::now() + HOLD);
+                }
+                () = &mut hold, if ingress.is_holding() && serving.is_some() => {
+                    if let Some(serving) = &serving {
+                        ingress.release(&serving.broker);
+                    }
+                }
+                signal = signals.next() => match signal {
+                    Caught::Hangup => tracing::info!("hm: SIGHUP has no effect in this version"),
+                    Caught::End if stopping => {}
+                    Caught::End => {
+                        tracing::info!("hm: asked to end; reading on until oned says FINALIZE, {LAST_WORDS:?} at most");
+                        stopping = true;
+                        let patience = if Input::is_terminal() { Duration::ZERO } else { LAST_WORDS };
+                        last_words.as_mut().reset(Instant::now() + patience);
+                    }
+                },
+                () = &mut last_words, if stopping && input.is_some() => input = None,
+                turn = take_in(&mut input, &mut ingress), if input.is_some() => {
+                    if turn == Some(Turn::Finalize) {
+                        input = None;
+                    }
+                    if ingress.is_holding() && ingress.held_bytes() > hold_bytes {
+                        let serving = serving.get_or_insert_with(|| self.serve(Reading::late(self.config_path.as_deref())));
+                        tracing::warn!(
+                            "hm: {} bytes of events came before subscribers had time to connect; delivery starts now",
+                            ingress.held_bytes()
+                        );
+                        ingress.release(&serving.broker);
+                    }
+                    // More may be there already. Everybody else first: peers, results, timers.
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        self.finish(serving, &ingress).await;
+    }
+
+    /// Sets up broker and ports, and tells what is wrong with the configuration.
+    fn serve(&self, reading: Reading) -> Serving {
+        let Reading { mut config, problems } = reading;
+        for problem in &problems {
+            tell(problem);
+        }
+        self.log.configured(&config.log);
+        self.args.apply(&mut config);
+        if let Some(socket) = &self.args.forward {
+            tracing::error!("hm: --forward {}: this version cannot forward; events are served here", socket.display());
+        }
+        let broker = Broker::new(BrokerOptions::default().max_bytes(config.broker.max_bytes.bytes()));
+        let ports = config.zeromq.enabled.then(|| Ports::serve(&config.zeromq, &broker, &self.oned));
+        if ports.is_none() {
+            tracing::error!("hm: [zeromq] is not enabled, so nobody gets OpenNebula's events");
+        }
+        Serving { broker, ports }
+    }
+
+    /// Everything that was taken in goes out, as far as there is time.
+    async fn finish(&self, serving: Option<Serving>, ingress: &Ingress) {
+        let deadline = Instant::now() + DRAIN;
+        if let Some(Serving { broker, ports }) = serving {
+            if let Some(ports) = ports {
+                ports.shut_down(deadline).await;
+            }
+            let stats = broker.stats();
+            tracing::info!(
+                events = ingress.taken_in(),
+                delivered = stats.delivered,
+                dropped = stats.dropped,
+                abandoned = stats.abandoned,
+                "hm: ends"
+            );
+        }
+        // Without INIT nothing was written yet; now nobody will ask.
+        self.oned.release("");
+        // Past the deadline oned is not reading and the disk does not write; nothing can be told to anybody.
+        let _ = timeout_at(deadline, async {
+            self.log.finish().await;
+            self.oned.drained().await;
+        })
+        .await;
+    }
+}
+
+/// Reads once and handles it; nothing at the end of the input, which it takes away then.
+async fn take_in(input: &mut Option<Input>, ingress: &mut Ingress) -> Option<Turn> {
+    match input.as_mut()?.read(&mut ingress.lines).await {
+        Ok(0) => {}
+        Ok(_) => {
+            return Some(ingress.take_in());
+        }
+        Err(e) => tracing::error!("hm: cannot read standard input: {e}"),
+    }
+    *input = None;
+    ingress.finish();
+    None
+}
+
+fn tell(problem: &Problem) {
+    match problem.severity {
+        Severity::Error => tracing::error!("configuration: {problem}; the default is used"),
+        Severity::Warning => tracing::warn!("configuration: {problem}"),
+    }
+}
+
+/// Reads the configuration in a thread of its own.
+fn read_config(path: Option<PathBuf>) -> impl Future<Output = Reading> {
+    let (sender, reading) = oneshot::channel();
+    let late = Reading::late(path.as_deref());
+    let thread = std::thread::Builder::new().name("config".into()).spawn(move || {
+        // Nobody may be waiting any more.
+        let _ = sender.send(Reading::of_file(path.as_deref()));
+    });
+    let patience = Instant::now() + CONFIG_PATIENCE;
+    async move {
+        match (thread, timeout_at(patience, reading).await) {
+            (Ok(_), Ok(Ok(reading))) => reading,
+            _ => late,
+        }
+    }
+}
+
+impl HmArgs {
+    /// Puts what the command line says over the configuration.
+    fn apply(&self, config: &mut Config) {
+        if let Some(hwm) = self.hwm {
+            config.zeromq.hwm = hwm;
+        }
+        let ports = [
+            (&mut config.zeromq.publisher, self.publisher_port, 2101),
+            (&mut config.zeromq.logger, self.logger_port, 2102),
+        ];
+        for (endpoint, port, default_port) in ports {
+            if port.is_none() && self.bind.is_none() {
+                continue;
+            }
+            let (old_host, old_port) = match &*endpoint {
+                Endpoint::Tcp { host, port } => (host.clone(), *port),
+                Endpoint::Ipc(_) => (Host::Ip(std::net::Ipv4Addr::LOCALHOST.into()), default_port),
+            };
+            let host = match self.bind.as_deref() {
+                None => old_host,
+                Some("*") => Host::Any,
+                Some(bind) => match bind.trim_matches(['[', ']']).parse() {
+                    Ok(address) => Host::Ip(address),
+                    Err(_) => Host::Name(bind.into()),
+                },
+            };
+            *endpoint = Endpoint::Tcp { host, port: port.unwrap_or(old_port) };
+        }
+    }
+}
+
+enum Caught {
+    End,
+    Hangup,
+}
+
+/// The signals, or silence where handlers can't be had.
+struct SignalStream(Option<Signals>);
+
+impl SignalStream {
+    fn new() -> Self {
+        SignalStream(Signals::unblock().map_err(|e| tracing::error!("hm: cannot handle signals: {e}")).ok())
+    }
+
+    async fn next(&mut self) -> Caught {
+        let Some(signals) = &mut self.0 else { return std::future::pending().await };
+        tokio::select! {
+            _ = signals.terminate.recv() => Caught::End,
+            _ = signals.interrupt.recv() => Caught::End,
+            _ = signals.hangup.recv() => Caught::Hangup,
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The two ports of OpenNebula's event queue, served whatever happens.
+//!
+//! Each port is a task of its own. A port that can't be had (taken, no such address, no permission) is told to oned when the
+//! reason changes, and tried again for ever with a growing pause, since whoever has it may go away. The first pauses are short: the
+//! usual reason is a predecessor that is just ending.
+
+use std::collections::HashMap;
+use std::io;
+use std::time::Duration;
+
+use hookbus_bridges::opennebula::Execution;
+use hookbus_bridges::zeromq::{Endpoint, Logger, LoggerOptions, PeerStatus, Publisher, PublisherOptions, Request};
+use hookbus_broker::Broker;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::config::ZeromqConfig;
+use crate::log;
+use crate::writer::Writer;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long executors that are connected may take to get their last answers.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// How often it is looked whether a subscriber loses messages.
+const LOOK_FOR_DROPS: Duration = Duration::from_secs(2);
+
+/// The ports, as far as they can be had.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    publisher: JoinHandle<()>,
+    logger: JoinHandle<()>,
+    /// When everything must be sent; nothing while the ports are served.
+    stop: watch::Sender<Option<Instant>>,
+}
+
+impl Ports {
+    /// Serves both ports from now on. Results go to `oned`.
+    pub(crate) fn serve(config: &ZeromqConfig, broker: &Broker, oned: &Writer) -> Self {
+        let (stop, stopped) = watch::channel(None);
+        let publisher =
+            PublisherOptions::new(config.publisher.clone()).hwm(config.hwm).hwm_bytes(config.hwm_bytes.bytes());
+        Ports {
+            publisher: tokio::spawn(serve_publisher(
+                broker.clone(),
+                publisher,
+                config.publisher.clone(),
+                stopped.clone(),
+            )),
+            logger: tokio::spawn(serve_logger(config.logger.clone(), oned.clone(), stopped)),
+            stop,
+        }
+    }
+
+    /// Ends in order: no new peers, what is queued for subscribers is sent, until `deadline` at most.
+    pub(crate) async fn shut_down(self, deadline: Instant) {
+        self.stop.send_replace(Some(deadline));
+        for task in [self.logger, self.publisher] {
+            if let Err(e) = task.await {
+                tracing::error!("port: {e}");
+            }
+        }
+    }
+}
+
+async fn serve_publisher(
+    broker: Broker,
+    options: PublisherOptions,
+    endpoint: Endpoint,
+    mut stopped: watch::Receiver<Option<Instant>>,
+) {
+    let bind = || Publisher::bind(broker.clone(), options.clone());
+    let Some(publisher) = bound("publisher port", &endpoint, bind, &mut stopped).await else { return };
+    let mut slow = SlowPeers::default();
+    let deadline = loop {
+        tokio::select! {
+            deadline = deadline(&mut stopped) => break deadline,
+            () = tokio::time::sleep(LOOK_FOR_DROPS) => slow.tell(&publisher.peers()),
+        }
+    };
+    slow.tell(&publisher.peers());
+    publisher.shutdown(deadline.saturating_duration_since(Instant::now())).await;
+}
+
+/// The peers that lose messages, so that the beginning and the end of it are told.
+#[derive(Debug, Default)]
+struct SlowPeers {
+    /// What each peer had lost when it was last looked at, by the number of its subscription.
+    dropped: HashMap<u64, Loss>,
+}
+
+#[derive(Debug)]
+struct Loss {
+    before: u64,
+    now: u64,
+    told: bool,
+}
+
+impl SlowPeers {
+    fn tell(&mut self, peers: &[PeerStatus]) {
+        self.dropped.retain(|id, _| peers.iter().any(|peer| peer.subscription.id == *id));
+        for PeerStatus { address, subscription, .. } in peers {
+            let dropped = subscription.dropped;
+            let loss = self.dropped.entry(subscription.id).or_insert(Loss { before: 0, now: 0, told: false });
+            let grows = dropped > loss.now;
+            loss.now = dropped;
+            if grows && !loss.told {
+                tracing::warn!(
+                    "subscriber {address}: it reads too slowly and loses events, {} so far; {} wait for it, and more is \
+                     not kept (-h, [zeromq] hwm and hwm_bytes)",
+                    dropped - loss.before,
+                    subscription.queued,
+                );
+            } else if !grows && loss.told {
+                tracing::warn!(
+                    "subscriber {address}: it keeps up again, after it lost {} events",
+                    dropped - loss.before
+                );
+                loss.before = dropped;
+            }
+            loss.told = grows;
+        }
+    }
+}
+
+async fn serve_logger(endpoint: Endpoint, oned: Writer, mut stopped: watch::Receiver<Option<Instant>>) {
+    // One at a time: each waits for room towards oned, and the others wait in their connections.
+    let (sender, mut requests) = mpsc::channel(1);
+    let bind = || Logger::bind(LoggerOptions::new(endpoint.clone()), sender.clone());
+    let Some(logger) = bound("logger port", &endpoint, bind, &mut stopped).await else { return };
+    drop(sender);
+    loop {
+        tokio::select! {
+            Some(request) = requests.recv() => report(request, &oned).await,
+            _ = deadline(&mut stopped) => break,
+        }
+    }
+    // oned reads no more. Executors still get their ACK: one that waits for it in vain would wait for ever, and they mostly
+    // outlive oned.
+    let ((), ()) = tokio::join!(logger.shutdown(LAST_ANSWERS), async {
+        while let Some(request) = requests.recv().await {
+            request.acknowledge();
+        }
+    });
+}
+
+/// Hands a result to oned, then acknowledges it. While oned does not read, executors wait for their ACK instead of our memory
+/// growing.
+async fn report(request: Request, oned: &Writer) {
+    let mut line = Vec::new();
+    Execution::parse(request.body()).write_to(&mut line);
+    // Where nobody reads any more, the executor is not to blame.
+    oned.push(line.into()).await;
+    request.acknowledge();
+}
+
+/// Listens as soon as that can be had; nothing if the end comes first.
+async fn bound<T>(
+    name: &str,
+    endpoint: &Endpoint,
+    bind: impl Fn() -> io::Result<T>,
+    stopped: &mut watch::Receiver<Option<Instant>>,
+) -> Option<T> {
+    let mut pause = FIRST_PAUSE;
+    let mut told = String::new();
+    loop {
+        match bind() {
+            Ok(port) if told.is_empty() => {
+                tracing::info!("{name}: listens at {endpoint}");
+                return Some(port);
+            }
+            Ok(port) => {
+                tracing::info!(target: log::ONED, "{name}: listens at {endpoint} now");
+                return Some(port);
+            }
+            Err(e) => {
+                let reason = e.to_string();
+                if reason != told {
+                    tracing::error!(
+                        "{name}: cannot listen at {endpoint}: {reason}; it is tried again until it works. Is another driver \
+                         running, or is the address wrong?"
+                    );
+                    told = reason;
+                }
+            }
+        }
+        // Jitter, so that two that wait for each other don't do it in step.
+        let jitter = pause.mul_f64(0.5 + fastrand::f64());
+        tokio::select! {
+            () = tokio::time::sleep(jitter) => {}
+            _ = deadline(stopped) => return None,
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Waits for the end and returns by when it must be over.
+async fn deadline(stopped: &mut watch::Receiver<Option<Instant>>) -> Instant {
+    match stopped.wait_for(Option::is_some).await {
+        Ok(deadline) => deadline.unwrap_or_else(Instant::now),
+        // Who could tell is gone.
+        Err(_) => Instant::now(),
+    }
+}
