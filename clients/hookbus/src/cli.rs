@@ -89,7 +89,7 @@ pub(crate) enum Invocation {
 /// What clap has to say, among it the texts of `--help` and `--version`.
 pub(crate) fn parse(args: Vec<OsString>) -> Result<Invocation, clap::Error> {
     if let Some(words) = as_driver(&args) {
-        if !(words.asks_for_help() && !stdin_is_pipe()) {
+        if stdin_is_pipe() || !words.asks_for_help() {
             return Ok(Invocation::Hm(words));
         }
         // A person at a terminal is shown the help; oned, which talks through a pipe, is served.

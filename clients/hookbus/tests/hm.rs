@@ -1,6 +1,8 @@
 //! `hookbus hm` as a process, started the ways that oned and people start it. What needs subscribers is tested elsewhere; here it is
 //! about the driver's own life: INIT, arguments, configuration, descriptors, signals, ports.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -193,7 +195,7 @@ fn a_flood_of_bad_lines_is_ten_log_lines_and_a_count() {
 
 #[test]
 fn wrong_arguments_are_told_and_the_rest_is_served() {
-    let mut driver = Driver::with("-x --hwn=3 stray -h ten -b \"").init();
+    let mut driver = Driver::with("-x --hwn=3 stray -h ten \"").init();
     for complaint in ["a quote is not closed", "`-x`", "did you mean `--hwm`?", "`stray`", "`ten`"] {
         driver.until_says(complaint);
     }

@@ -198,7 +198,7 @@ impl Read {
     fn set(&mut self, option: &Opt, value: &str) {
         match option.name {
             Name::PublisherPort => {
-                self.number(option, value, "a port between 1 and 65535", |hm| &mut hm.publisher_port)
+                self.number(option, value, "a port between 1 and 65535", |hm| &mut hm.publisher_port);
             }
             Name::LoggerPort => self.number(option, value, "a port between 1 and 65535", |hm| &mut hm.logger_port),
             Name::Hwm => self.number(option, value, "a number of messages", |hm| &mut hm.hwm),

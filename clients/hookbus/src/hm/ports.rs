@@ -9,7 +9,9 @@ use std::io;
 use std::time::Duration;
 
 use hookbus_bridges::opennebula::Execution;
-use hookbus_bridges::zeromq::{Endpoint, Logger, LoggerOptions, PeerStatus, Publisher, PublisherOptions, Request};
+use hookbus_bridges::zeromq::{
+    Endpoint, Host, Logger, LoggerOptions, PeerStatus, Publisher, PublisherOptions, Request,
+};
 use hookbus_broker::Broker;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -39,15 +41,8 @@ impl Ports {
     /// Serves both ports from now on. Results go to `oned`.
     pub(crate) fn serve(config: &ZeromqConfig, broker: &Broker, oned: &Writer) -> Self {
         let (stop, stopped) = watch::channel(None);
-        let publisher =
-            PublisherOptions::new(config.publisher.clone()).hwm(config.hwm).hwm_bytes(config.hwm_bytes.bytes());
         Ports {
-            publisher: tokio::spawn(serve_publisher(
-                broker.clone(),
-                publisher,
-                config.publisher.clone(),
-                stopped.clone(),
-            )),
+            publisher: tokio::spawn(serve_publisher(config.clone(), broker.clone(), stopped.clone())),
             logger: tokio::spawn(serve_logger(config.logger.clone(), oned.clone(), stopped)),
             stop,
         }
@@ -64,14 +59,12 @@ impl Ports {
     }
 }
 
-async fn serve_publisher(
-    broker: Broker,
-    options: PublisherOptions,
-    endpoint: Endpoint,
-    mut stopped: watch::Receiver<Option<Instant>>,
-) {
-    let bind = || Publisher::bind(broker.clone(), options.clone());
-    let Some(publisher) = bound("publisher port", &endpoint, bind, &mut stopped).await else { return };
+async fn serve_publisher(config: ZeromqConfig, broker: Broker, mut stopped: watch::Receiver<Option<Instant>>) {
+    let bind = |endpoint| {
+        let options = PublisherOptions::new(endpoint).hwm(config.hwm).hwm_bytes(config.hwm_bytes.bytes());
+        Publisher::bind(broker.clone(), options)
+    };
+    let Some(publisher) = bound("publisher port", &config.publisher, bind, &mut stopped).await else { return };
     let mut slow = SlowPeers::default();
     let deadline = loop {
         tokio::select! {
@@ -127,12 +120,12 @@ impl SlowPeers {
 async fn serve_logger(endpoint: Endpoint, oned: Writer, mut stopped: watch::Receiver<Option<Instant>>) {
     // One at a time: each waits for room towards oned, and the others wait in their connections.
     let (sender, mut requests) = mpsc::channel(1);
-    let bind = || Logger::bind(LoggerOptions::new(endpoint.clone()), sender.clone());
+    let bind = |endpoint| Logger::bind(LoggerOptions::new(endpoint), sender.clone());
     let Some(logger) = bound("logger port", &endpoint, bind, &mut stopped).await else { return };
     drop(sender);
     loop {
         tokio::select! {
-            Some(request) = requests.recv() => report(request, &oned).await,
+            Some(request) = requests.recv() => report(request, &oned, &mut stopped).await,
             _ = deadline(&mut stopped) => break,
         }
     }
@@ -147,11 +140,14 @@ async fn serve_logger(endpoint: Endpoint, oned: Writer, mut stopped: watch::Rece
 
 /// Hands a result to oned, then acknowledges it. While oned does not read, executors wait for their ACK instead of our memory
 /// growing.
-async fn report(request: Request, oned: &Writer) {
+async fn report(request: Request, oned: &Writer, stopped: &mut watch::Receiver<Option<Instant>>) {
     let mut line = Vec::new();
     Execution::parse(request.body()).write_to(&mut line);
-    // Where nobody reads any more, the executor is not to blame.
-    oned.push(line.into()).await;
+    tokio::select! {
+        // False means that nobody reads any more, for which the executor is not to blame.
+        _ = oned.push(line.into()) => {}
+        _ = deadline(stopped) => {}
+    }
     request.acknowledge();
 }
 
@@ -159,13 +155,13 @@ async fn report(request: Request, oned: &Writer) {
 async fn bound<T>(
     name: &str,
     endpoint: &Endpoint,
-    bind: impl Fn() -> io::Result<T>,
+    bind: impl Fn(Endpoint) -> io::Result<T>,
     stopped: &mut watch::Receiver<Option<Instant>>,
 ) -> Option<T> {
     let mut pause = FIRST_PAUSE;
     let mut told = String::new();
     loop {
-        match bind() {
+        match resolved(endpoint).await.and_then(&bind) {
             Ok(port) if told.is_empty() => {
                 tracing::info!("{name}: listens at {endpoint}");
                 return Some(port);
@@ -178,8 +174,8 @@ async fn bound<T>(
                 let reason = e.to_string();
                 if reason != told {
                     tracing::error!(
-                        "{name}: cannot listen at {endpoint}: {reason}; it is tried again until it works. Is another driver \
-                         running, or is the address wrong?"
+                        "{name}: cannot listen: {reason}; it is tried again until it works. Is another driver running, or is \
+                         the address wrong?"
                     );
                     told = reason;
                 }
@@ -193,6 +189,14 @@ async fn bound<T>(
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// The endpoint with an address in place of a name. Asking for it may take long, so it is done by a thread of the runtime.
+async fn resolved(endpoint: &Endpoint) -> io::Result<Endpoint> {
+    let Endpoint::Tcp { host: Host::Name(name), port } = endpoint else { return Ok(endpoint.clone()) };
+    let error = |reason: String| io::Error::other(format!("{endpoint}: no address for `{name}`: {reason}"));
+    let mut addresses = tokio::net::lookup_host((&**name, *port)).await.map_err(|e| error(e.to_string()))?;
+    addresses.next().map(Endpoint::from).ok_or_else(|| error("there is none".into()))
 }
 
 /// Waits for the end and returns by when it must be over.
