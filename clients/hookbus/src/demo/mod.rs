@@ -1,7 +1,7 @@
 //! `hookbus demo`: the whole way of an event, with nothing but this program.
 //!
 //! Recorded events are published to a broker. Three subscribers are built in, each to show something: `everything` is what is
-//! on the screen, `machines` has a prefix, `sleepy` takes one event in four and has a small high-water mark, so that it loses some, and
+//! on the screen, `machines` has a prefix, `sleepy` sleeps most of the time and has a small high-water mark, so that it loses some, and
 //! is told which. Whoever subscribes to the ZeroMQ port shows up beside them.
 //!
 //! ```text
@@ -33,9 +33,9 @@ use crate::config::{Config, Problem, Reading};
 use crate::log;
 use view::{Audience, View, display_name};
 
-/// The slow subscriber takes one event while so many are published, and has room for so many.
-const SLEEPY_TAKES_ONE_IN: f64 = 4.0;
-const SLEEPY_HWM: usize = 5;
+/// The slow subscriber sleeps while so many events are published, and has room for so many.
+const SLEEPY_NAP_EVENTS: f64 = 15.0;
+const SLEEPY_HWM: usize = 10;
 /// How often the clock looks whether events are due, at most.
 const SHORTEST_TICK: Duration = Duration::from_millis(5);
 /// How often it is looked who has come.
@@ -90,7 +90,7 @@ async fn play(config: &Config, args: &DemoArgs) -> io::Result<()> {
     let period = Duration::from_secs_f64(1.0 / args.rate);
     let mut tick = interval(period.max(SHORTEST_TICK));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut sleepy_wakes = interval(period.mul_f64(SLEEPY_TAKES_ONE_IN).max(SHORTEST_TICK));
+    let mut sleepy_wakes = interval(period.mul_f64(SLEEPY_NAP_EVENTS).max(SHORTEST_TICK));
     sleepy_wakes.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look_around = interval(LOOK_AROUND);
     look_around.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -99,8 +99,8 @@ async fn play(config: &Config, args: &DemoArgs) -> io::Result<()> {
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            Some(delivery) = demo.everything.recv() => demo.show(&delivery)?,
             Some(_) = demo.machines.recv() => {}
+            Some(delivery) = demo.everything.recv() => demo.show(&delivery)?,
             _ = sleepy_wakes.tick() => demo.wake_sleepy()?,
             _ = look_around.tick() => demo.look_around()?,
             _ = tick.tick() => demo.publish_due()?,
@@ -177,7 +177,7 @@ impl Demo {
             self.audiences.push_back((offset, audience(&before, &after)));
             before = by_id(after);
         }
-        self.status()
+        Ok(())
     }
 
     fn show(&mut self, delivery: &Delivery<Received>) -> io::Result<()> {
@@ -195,13 +195,16 @@ impl Demo {
         self.status()
     }
 
+    /// It takes what is there, and so learns what isn't.
     fn wake_sleepy(&mut self) -> io::Result<()> {
+        let (mut taken, mut gaps) = (0_u64, Vec::new());
         while let Ok(delivery) = self.sleepy.try_recv() {
             match delivery {
-                Delivery::Gap(gap) => self.view.gap("sleepy", &gap)?,
-                Delivery::Message(_) => break,
+                Delivery::Message(_) => taken += 1,
+                Delivery::Gap(gap) => gaps.push(gap),
             }
         }
+        self.view.woke_up("sleepy", taken, &gaps)?;
         self.status()
     }
 
@@ -228,8 +231,11 @@ impl Demo {
 
     fn status(&mut self) -> io::Result<()> {
         let seconds = self.started.elapsed().as_secs_f64();
-        let rate = if seconds >= 1.0 { self.published as f64 / seconds } else { self.rate };
-        self.view.status(rate, &self.broker.subscriptions())
+        // The first one came at once; the rate is of those behind it.
+        let rate = if seconds >= 1.0 { self.shown.saturating_sub(1) as f64 / seconds } else { self.rate };
+        let mut subscribers = self.broker.subscriptions();
+        subscribers.retain(|stats| stats.id != self.everything.handle().id());
+        self.view.status(self.shown, rate, &subscribers)
     }
 }
 
@@ -257,8 +263,9 @@ fn welcome(args: &DemoArgs, endpoint: &Endpoint) -> String {
     let rate = args.rate;
     format!(
         "{strong}hookbus demo{strong:#}: what a real OpenNebula did, {rate} events a second, through a broker to its subscribers.\n\
-         Three are built in: everything (this screen), machines (state changes of virtual machines), and sleepy, which is\n\
-         too slow. Subscribe from another terminal, with Python (Debian's python3-zmq) or Ruby (ruby-ffi-rzmq):\n\
+         Three are built in: everything (this screen), machines (state changes of virtual machines), and\n\
+         sleepy, which takes nothing most of the time and has room for {SLEEPY_HWM} events.\n\n\
+         Subscribe from another terminal, with Python (Debian's python3-zmq) or Ruby (ruby-ffi-rzmq):\n\
          \n  {}\n\n  {}\n\n\
          Ctrl-C ends it.\n",
         python(endpoint),

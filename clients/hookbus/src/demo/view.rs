@@ -8,6 +8,7 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 use hookbus_bridges::opennebula::{Event, Kind};
 use hookbus_broker::{Gap, SubscriptionStats};
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 const SUBJECT_WIDTH: usize = 34;
 const OUTCOME_WIDTH: usize = 26;
@@ -68,26 +69,27 @@ impl View {
         }
         if !audience.lost.is_empty() {
             let blank = if who.is_empty() { "" } else { "  " };
-            let _ = write!(who, "{blank}{BAD}lost by {}{BAD:#}", audience.lost.join(", "));
+            let _ = write!(who, "{blank}{CHANGING}no room at {}{CHANGING:#}", audience.lost.join(", "));
         }
         let at = at.as_secs_f64();
         writeln!(self.out, "{DIM}{at:>7.1}s{DIM:#}  {SUBJECT}{subject}{SUBJECT:#}  {style}{outcome}{style:#}  {who}")?;
         self.out.flush()
     }
 
-    /// A subscriber was told that it missed something.
-    pub(crate) fn gap(&mut self, name: &str, gap: &Gap) -> io::Result<()> {
-        if !self.terminal {
+    /// A slow subscriber has taken what there was for it, and was told what it missed.
+    pub(crate) fn woke_up(&mut self, name: &str, taken: u64, gaps: &[Gap]) -> io::Result<()> {
+        if !self.terminal || taken == 0 {
             return Ok(());
         }
         self.clear_status()?;
-        let Gap { first, last, count } = gap;
-        let events = if *count == 1 { format!("event {first}") } else { format!("{count} events, {first} to {last}") };
-        writeln!(
-            self.out,
-            "{:>10}{CHANGING}{name} was too slow, and has just been told: it missed {events}{CHANGING:#}",
-            ""
-        )
+        let mut text = format!("{name} woke up and took {taken}");
+        for Gap { first, last, count } in gaps {
+            let _ = match count {
+                1 => write!(text, "; it is told that it missed event {first}"),
+                _ => write!(text, "; it is told that it missed {count}, events {first} to {last}"),
+            };
+        }
+        writeln!(self.out, "{:>10}{CHANGING}{text}{CHANGING:#}", "")
     }
 
     /// Somebody came or went.
@@ -100,12 +102,12 @@ impl View {
     }
 
     /// The line that stays at the bottom of a terminal.
-    pub(crate) fn status(&mut self, rate: f64, subscribers: &[SubscriptionStats]) -> io::Result<()> {
+    pub(crate) fn status(&mut self, events: u64, rate: f64, subscribers: &[SubscriptionStats]) -> io::Result<()> {
         if !self.terminal {
             return Ok(());
         }
         self.clear_status()?;
-        let mut text = format!(" {rate:.1} events/s");
+        let mut text = format!(" {events} events, {rate:.1}/s");
         for stats in subscribers {
             let _ = write!(text, " | {}: {} taken", display_name(stats), stats.delivered);
             if stats.dropped > 0 {
@@ -115,7 +117,7 @@ impl View {
                 let _ = write!(text, ", {} waiting", stats.queued);
             }
         }
-        let text: String = text.chars().take(terminal_width().saturating_sub(1)).collect();
+        let text = cut(&text, terminal_width().saturating_sub(1));
         let inverse = Style::new().invert();
         write!(self.out, "{inverse}{text}{inverse:#}")?;
         self.status_shown = true;
@@ -141,7 +143,7 @@ impl View {
     /// Takes the status line from the screen.
     pub(crate) fn clear_status(&mut self) -> io::Result<()> {
         if std::mem::take(&mut self.status_shown) {
-            // Return, erase the line.
+            // Return, erase the line. It stays in the buffer until what takes its place is there, so nothing flickers.
             write!(self.out, "\r\x1b[2K")?;
         }
         Ok(())
@@ -185,14 +187,25 @@ fn style_of(state: &str) -> Style {
     }
 }
 
-/// Cut or filled up to so many characters.
+/// Cut or filled up to so many columns.
 fn padded(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
-        return format!("{text:<width$}");
+    let mut fits = cut(text, width);
+    if fits.len() < text.len() {
+        fits = cut(text, width - 1);
+        fits.push('…');
     }
-    let mut cut: String = text.chars().take(width - 1).collect();
-    cut.push('…');
-    cut
+    fits.extend(std::iter::repeat_n(' ', width.saturating_sub(fits.width())));
+    fits
+}
+
+/// As much as fits into so many columns; some characters take two.
+fn cut(text: &str, width: usize) -> String {
+    let mut columns = 0;
+    let fits = text.chars().take_while(|c| {
+        columns += c.width().unwrap_or(0);
+        columns <= width
+    });
+    fits.collect()
 }
 
 fn terminal_width() -> usize {
@@ -233,6 +246,7 @@ mod tests {
     fn text_is_cut_or_filled_up() {
         assert_eq!(padded("ab", 4), "ab  ");
         assert_eq!(padded("abcd", 4), "abcd");
-        assert_eq!(padded("机器机器机器", 4), "机器机…");
+        assert_eq!(padded("机器机器", 4), "机… ");
+        assert_eq!(padded("机器机器", 5), "机器…");
     }
 }

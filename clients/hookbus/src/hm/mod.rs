@@ -301,3 +301,32 @@ impl SignalStream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoints(arguments: &str, publisher: &str) -> (String, String) {
+        let (_, args, complaints) = Words::split(&[arguments.into()]).read();
+        assert_eq!(complaints, [""; 0]);
+        let mut config = Config::default();
+        config.zeromq.publisher = publisher.parse().unwrap();
+        args.apply(&mut config);
+        (config.zeromq.publisher.to_string(), config.zeromq.logger.to_string())
+    }
+
+    #[test]
+    fn the_command_line_goes_before_the_configuration() {
+        for (arguments, configured, publisher, logger) in [
+            ("", "tcp://10.0.0.1:7", "tcp://10.0.0.1:7", "tcp://127.0.0.1:2102"),
+            ("-p 3101", "tcp://10.0.0.1:7", "tcp://10.0.0.1:3101", "tcp://127.0.0.1:2102"),
+            ("-b 0.0.0.0", "tcp://10.0.0.1:7", "tcp://0.0.0.0:7", "tcp://0.0.0.0:2102"),
+            ("-b ::1 -p 1 -l 2", "ipc:///run/x", "tcp://[::1]:1", "tcp://[::1]:2"),
+            ("-b '*'", "ipc:///run/x", "tcp://*:2101", "tcp://*:2102"),
+            ("-b [::]", "tcp://10.0.0.1:7", "tcp://[::]:7", "tcp://[::]:2102"),
+            ("-b one.example.com", "tcp://10.0.0.1:7", "tcp://one.example.com:7", "tcp://one.example.com:2102"),
+        ] {
+            assert_eq!(endpoints(arguments, configured), (publisher.into(), logger.into()), "{arguments}");
+        }
+    }
+}

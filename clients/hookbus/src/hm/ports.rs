@@ -79,40 +79,59 @@ async fn serve_publisher(config: ZeromqConfig, broker: Broker, mut stopped: watc
 /// The peers that lose messages, so that the beginning and the end of it are told.
 #[derive(Debug, Default)]
 struct SlowPeers {
-    /// What each peer had lost when it was last looked at, by the number of its subscription.
-    dropped: HashMap<u64, Loss>,
+    /// What is known of each peer, by the number of its subscription.
+    losses: HashMap<u64, Loss>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Loss {
-    before: u64,
-    now: u64,
-    told: bool,
+    /// What the peer had lost in all when it was last looked at.
+    total: u64,
+    /// What of it belongs to times that are over.
+    past: u64,
+    ongoing: bool,
+}
+
+/// What is worth telling about a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// It has begun to lose messages; so many so far.
+    Began(u64),
+    /// It has lost none since the last look, after it had lost so many.
+    Ended(u64),
 }
 
 impl SlowPeers {
     fn tell(&mut self, peers: &[PeerStatus]) {
-        self.dropped.retain(|id, _| peers.iter().any(|peer| peer.subscription.id == *id));
+        self.losses.retain(|id, _| peers.iter().any(|peer| peer.subscription.id == *id));
         for PeerStatus { address, subscription, .. } in peers {
-            let dropped = subscription.dropped;
-            let loss = self.dropped.entry(subscription.id).or_insert(Loss { before: 0, now: 0, told: false });
-            let grows = dropped > loss.now;
-            loss.now = dropped;
-            if grows && !loss.told {
-                tracing::warn!(
-                    "subscriber {address}: it reads too slowly and loses events, {} so far; {} wait for it, and more is \
-                     not kept (-h, [zeromq] hwm and hwm_bytes)",
-                    dropped - loss.before,
+            match self.look(subscription.id, subscription.dropped) {
+                None => {}
+                Some(Change::Began(lost)) => tracing::warn!(
+                    "subscriber {address}: it reads too slowly and loses events, {lost} so far; {} wait for it, and more are \
+                     not kept (-h; hwm and hwm_bytes in [zeromq])",
                     subscription.queued,
-                );
-            } else if !grows && loss.told {
-                tracing::warn!(
-                    "subscriber {address}: it keeps up again, after it lost {} events",
-                    dropped - loss.before
-                );
-                loss.before = dropped;
+                ),
+                Some(Change::Ended(lost)) => {
+                    tracing::warn!("subscriber {address}: it keeps up again, after it lost {lost} events");
+                }
             }
-            loss.told = grows;
+        }
+    }
+
+    fn look(&mut self, id: u64, dropped: u64) -> Option<Change> {
+        let loss = self.losses.entry(id).or_default();
+        let grew = dropped > loss.total;
+        let was_ongoing = std::mem::replace(&mut loss.ongoing, grew);
+        loss.total = dropped;
+        let lost = dropped - loss.past;
+        match (was_ongoing, grew) {
+            (false, true) => Some(Change::Began(lost)),
+            (true, false) => {
+                loss.past = dropped;
+                Some(Change::Ended(lost))
+            }
+            _ => None,
         }
     }
 }
@@ -205,5 +224,21 @@ async fn deadline(stopped: &mut watch::Receiver<Option<Instant>>) -> Instant {
         Ok(deadline) => deadline.unwrap_or_else(Instant::now),
         // Who could tell is gone.
         Err(_) => Instant::now(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_peer_is_told_when_it_begins_and_when_it_ends() {
+        let mut slow = SlowPeers::default();
+        let mut looks = |totals: &[u64]| totals.iter().map(|total| slow.look(7, *total)).collect::<Vec<_>>();
+        assert_eq!(
+            looks(&[0, 0, 5, 9, 9, 9]),
+            [None, None, Some(Change::Began(5)), None, Some(Change::Ended(9)), None]
+        );
+        assert_eq!(looks(&[12, 12]), [Some(Change::Began(3)), Some(Change::Ended(3))]);
     }
 }
