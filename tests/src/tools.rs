@@ -1,0 +1,84 @@
+//! The programs and libraries of others that the tests need.
+//!
+//! A tool that is absent is an error, so that a test never passes because nothing was tested. Where one can't be had,
+//! `HOOKBUS_TESTS_WITHOUT=node,ruby` leaves out the tests that need it; `tests/run` sets it and says so.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A tool that tests need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tool {
+    /// `/usr/bin/python3` with pyzmq (Debian: python3-zmq).
+    Python,
+    /// `/usr/bin/ruby` with ffi-rzmq (Debian: ruby-ffi-rzmq).
+    Ruby,
+    /// `node` with the package zeromq below `target/node` (put there by `tests/run`).
+    Node,
+}
+
+impl Tool {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Python => "python",
+            Self::Ruby => "ruby",
+            Self::Node => "node",
+        }
+    }
+
+    /// A command that runs a script of this language.
+    #[must_use]
+    pub fn command(self) -> Command {
+        let mut command = Command::new(match self {
+            Self::Python => "/usr/bin/python3",
+            Self::Ruby => "/usr/bin/ruby",
+            Self::Node => "node",
+        });
+        if self == Self::Node {
+            command.env("NODE_PATH", node_modules());
+        }
+        command
+    }
+
+    /// Whether tests that need the tool are to run. Panics when it is absent and nobody said to go without.
+    #[must_use]
+    pub fn wanted(self) -> bool {
+        let without = env::var("HOOKBUS_TESTS_WITHOUT").unwrap_or_default();
+        if without.split(',').any(|name| name == self.name()) {
+            eprintln!("left out: HOOKBUS_TESTS_WITHOUT names {}", self.name());
+            return false;
+        }
+        let check: &[&str] = match self {
+            Self::Python => &["-c", "import zmq"],
+            Self::Ruby => &["-e", "require 'ffi-rzmq'"],
+            Self::Node => &["-e", "require('zeromq')"],
+        };
+        let found = self.command().args(check).stdin(Stdio::null()).stderr(Stdio::null()).status();
+        assert!(
+            found.is_ok_and(|status| status.success()),
+            "{} with its ZeroMQ library isn't installed: run tests/run, which installs it, or set \
+             HOOKBUS_TESTS_WITHOUT={} to leave out what needs it",
+            self.name(),
+            self.name()
+        );
+        true
+    }
+}
+
+/// The root of the workspace.
+#[must_use]
+pub fn workspace() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().expect("the crate is in a folder of the workspace").to_path_buf()
+}
+
+/// The file with this name in `tests/peers`.
+#[must_use]
+pub fn script(name: &str) -> PathBuf {
+    workspace().join("tests/peers").join(name)
+}
+
+fn node_modules() -> PathBuf {
+    workspace().join("target/node/node_modules")
+}
