@@ -51,8 +51,8 @@ def main():
                 done += 1
                 say({"done": done})
         if socket in events:
-            # What is there now, but not for ever: commands must not starve behind a flood.
-            for _ in range(1000):
+            # What is there now, but not for ever: commands must not starve behind a flood. (A REQ may receive but once.)
+            for _ in range(1 if kind == "REQ" else 1000):
                 try:
                     frames = socket.recv_multipart(zmq.NOBLOCK)
                 except zmq.Again:

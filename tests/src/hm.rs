@@ -13,6 +13,7 @@ pub struct HmOptions {
     name: String,
     publisher: u16,
     logger: u16,
+    bind: &'static str,
     more: String,
     environment: Vec<(String, String)>,
     namespace: Option<Command>,
@@ -33,11 +34,25 @@ impl HmOptions {
             name: "hookbus".into(),
             publisher,
             logger,
+            bind: "127.0.0.1",
             more: String::new(),
             environment: Vec::new(),
             namespace: None,
             stdin: None,
         }
+    }
+
+    /// Where subscribers will connect.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("tcp://127.0.0.1:{}", self.publisher)
+    }
+
+    /// On this address.
+    #[must_use]
+    pub fn bind(mut self, address: &'static str) -> Self {
+        self.bind = address;
+        self
     }
 
     /// With more in the text of its arguments.
@@ -79,7 +94,7 @@ impl HmOptions {
     #[must_use]
     pub fn spawn(self) -> Hm {
         let hm = if self.name == "hookbus" { "hm " } else { "" };
-        let text = format!("{hm}-p {} -l {} -b 127.0.0.1{}", self.publisher, self.logger, self.more);
+        let text = format!("{hm}-p {} -l {} -b {}{}", self.publisher, self.logger, self.bind, self.more);
         let mut launcher = Launcher::new(&[&self.name, &text]);
         for (name, value) in &self.environment {
             launcher = launcher.env(name, value);

@@ -261,6 +261,15 @@ impl Pipe {
         &self.seen
     }
 
+    /// How many bytes wait to be read.
+    ///
+    /// # Panics
+    /// When that can't be asked.
+    #[must_use]
+    pub fn waiting(&self) -> u64 {
+        rustix::io::ioctl_fionread(&self.pipe).expect("a pipe can be asked")
+    }
+
     /// How many bytes the first read gave, which asks for no more than `limit`; reads if nothing was read yet.
     ///
     /// # Panics
