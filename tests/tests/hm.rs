@@ -237,7 +237,7 @@ fn no_configuration_is_so_bad_that_events_stop() {
 
 #[test]
 fn no_argument_is_so_bad_that_events_stop() {
-    for text in ["--nonsense", "stray words", "-h many", "-h -1", "-h", "-t x", "--config"] {
+    for text in ["--nonsense", "stray", "-h many", "-h -1", "-h", "-t x", "--config"] {
         let mut hm = HmOptions::default().arguments(text).start();
         if text != "-t x" {
             let complaint = first_complaint(&mut hm);
@@ -301,7 +301,7 @@ fn an_event_of_sixteen_megabytes_is_an_event() {
 }
 
 #[test]
-fn rubbish_is_skipped_and_told_of_in_few_words() {
+fn rubbish_harms_no_events_and_is_told_of_in_few_words() {
     let mut hm = Hm::start();
     let mut peer = Peer::joined(&mut hm);
     let mut random = fastrand::Rng::with_seed(0x6f6e65);
@@ -310,10 +310,10 @@ fn rubbish_is_skipped_and_told_of_in_few_words() {
         let mut line: Vec<u8> = match number % 8 {
             0 => (0..random.usize(0..5000)).map(|_| random.u8(..)).filter(|byte| *byte != b'\n').collect(),
             1 => b"EXECUTE".to_vec(),
-            2 => b"EXECUTE  -1 this is *not* base64".to_vec(),
+            2 => b"EXECUTE  -1 *not-base64*".to_vec(),
             3 => b"EXECUTE  -1 QUJDR".to_vec(),
             4 => b"\0\0\0\0".to_vec(),
-            5 => b"Execute  -1 QUJD".to_vec(),
+            5 => b"EXECUTOR  -1 QUJD".to_vec(),
             6 => Vec::new(),
             _ => "ÄÖÜ € 𝄞".as_bytes().to_vec(),
         };
@@ -321,6 +321,12 @@ fn rubbish_is_skipped_and_told_of_in_few_words() {
         let event = events::vm(number, "ACTIVE", "RUNNING", "amid rubbish");
         hm.feed(&line);
         hm.feed(&event.line);
+        match number % 8 {
+            // Events all the same, of which nothing can be told: the original publishes them so.
+            2 => expected.push(Message::new("EVENT ", "*not-base64*")),
+            3 => expected.push(Message::new("EVENT ", "QUJDR")),
+            _ => {}
+        }
         expected.extend(event.messages);
     }
     let end = hm.mark("after the rubbish");
@@ -332,7 +338,7 @@ fn rubbish_is_skipped_and_told_of_in_few_words() {
     assert!(!complaints.is_empty(), "somebody must hear of it");
     assert!(complaints.iter().all(|line| line.starts_with("LOG ")), "only LOG lines: {complaints:#?}");
     // Ten a minute of a kind, a few kinds, and a minute may have ended meanwhile.
-    assert!(complaints.len() <= 80, "175 bad lines fill oned's log with {} lines: {complaints:#?}", complaints.len());
+    assert!(complaints.len() <= 80, "200 bad lines fill oned's log with {} lines: {complaints:#?}", complaints.len());
 }
 
 #[test]

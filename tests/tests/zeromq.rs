@@ -239,6 +239,8 @@ fn joins_again(hm: &mut Hm, peer: &mut Peer) {
     peer.unsubscribe(["EVENT API hookbus.probe."]);
 }
 
+/// libzmq's subscribers count their filters themselves: they send each subscription, but one cancellation only, when the
+/// last is removed. A publisher that counted, too, would never be rid of it. (A SUB hides that, an XSUB shows it.)
 #[test]
 fn a_filter_counts_as_often_as_it_was_added() {
     for kind in ["SUB", "XSUB"] {
