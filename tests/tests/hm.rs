@@ -241,7 +241,7 @@ fn no_argument_is_so_bad_that_events_stop() {
         let mut hm = HmOptions::default().arguments(text).start();
         if text != "-t x" {
             let complaint = first_complaint(&mut hm);
-            let word = text.split(' ').next_back().expect("a word");
+            let word = text.split(' ').next().expect("a word");
             assert!(complaint.contains(word), "`{word}` should be in the complaint about `{text}`: {complaint}");
         }
         drop(Peer::joined(&mut hm));
