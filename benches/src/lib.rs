@@ -1,1 +1,21 @@
-//! To come.
+//! What `hookbus-bench` is made of: it runs hookbus and its peers alternately, in one run, on one machine, and says how the
+//! medians compare.
+//!
+//! Absolute figures of a shared machine drift by half from hour to hour, and the same binary has been seen to differ by a
+//! factor of two between two passes. So nothing here compares with a figure from another run: every contender gets a
+//! round, then every contender gets the next one, and only ratios of medians within the run are worth quoting.
+//!
+//! Every figure is for work that was done completely: a contender that loses, repeats or reorders one message fails the
+//! run.
+//!
+//! - [`inproc`]: fan-out between threads and tasks of one process.
+//! - [`report`]: rounds in, tables and JSON out.
+//! - [`machine`]: where it ran, and what was compared.
+//!
+//! Micro benchmarks of single operations are in `benches/`; they need no peer.
+
+pub mod inproc;
+#[cfg(feature = "libzmq")]
+pub mod libzmq;
+pub mod machine;
+pub mod report;

@@ -1,0 +1,48 @@
+//! libzmq inside one process: an XPUB socket that waits instead of dropping, a SUB socket for each subscriber.
+
+use zmq::{Context, Message, SNDMORE, Socket, SocketType};
+
+use crate::libzmq::lossless_publisher;
+
+use super::{Checker, Failure, HWM, KEY, Round, Workload, on_threads};
+
+const ENDPOINT: &str = "inproc://fan-out";
+
+/// What ends a round; it can't be mistaken for a message, whose key is longer.
+const END: &[u8] = b"END";
+
+pub(super) fn threads(workload: &Workload, n: usize) -> Result<Round, Failure> {
+    let context = Context::new();
+    let (publisher, subscribers) = sockets(&context, n).map_err(Failure::contender)?;
+    let consume = |socket: Socket, checker: &mut Checker| {
+        let (mut key, mut payload) = (Message::new(), Message::new());
+        while socket.recv(&mut key, 0).is_ok() && &*key != END && socket.recv(&mut payload, 0).is_ok() {
+            checker.take(&key, &payload);
+        }
+    };
+    on_threads(workload, subscribers, consume, move |publishing| {
+        while let Some(payload) = publishing.next() {
+            publisher.send(KEY.as_slice(), SNDMORE).map_err(Failure::contender)?;
+            publisher.send(&*payload, 0).map_err(Failure::contender)?;
+        }
+        publisher.send(END, 0).map_err(Failure::contender)
+    })
+}
+
+fn sockets(context: &Context, n: usize) -> zmq::Result<(Socket, Vec<Socket>)> {
+    let publisher = lossless_publisher(context)?;
+    // Between sockets of one process both marks add up.
+    let mark = i32::try_from(HWM / 2).expect("a small number");
+    publisher.set_sndhwm(mark)?;
+    publisher.bind(ENDPOINT)?;
+    let mut subscribers = Vec::with_capacity(n);
+    for _ in 0..n {
+        let socket = context.socket(SocketType::SUB)?;
+        socket.set_rcvhwm(mark)?;
+        socket.set_subscribe(b"")?;
+        socket.connect(ENDPOINT)?;
+        subscribers.push(socket);
+        publisher.recv_msg(0)?;
+    }
+    Ok((publisher, subscribers))
+}

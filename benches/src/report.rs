@@ -1,0 +1,254 @@
+//! Rounds in, tables and JSON out.
+//!
+//! A [`Series`] holds what one contender reached in each round of one measure and case. The median is quoted, the
+//! extremes are shown beside it, and all rounds go to the JSON file, so that nobody has to believe the summary.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::machine::Machine;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Measure {
+    /// What a table is headed with.
+    pub name: &'static str,
+    /// The unit of every value.
+    pub unit: &'static str,
+    /// Which way is good.
+    pub better: Better,
+}
+
+/// Which of two values is the better one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Better {
+    /// A rate.
+    Higher,
+    /// A time, a cost.
+    Lower,
+}
+
+/// Whose figure it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Who {
+    /// What a row is headed with.
+    pub name: &'static str,
+    /// Whether it is ours or what we compare with.
+    pub side: Side,
+    /// Those of one class are compared with each other, too: a program made of tasks can't use a channel for threads.
+    pub class: Option<&'static str>,
+}
+
+/// Ours, or what we compare with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// hookbus.
+    Ours,
+    /// Somebody else's, or the plainest program that does the job.
+    Peer,
+}
+
+/// What one contender reached in one measure and case, round by round.
+#[derive(Clone, Debug, Serialize)]
+pub struct Series {
+    measure: Measure,
+    case: String,
+    who: Who,
+    rounds: Vec<f64>,
+    median: f64,
+    min: f64,
+    max: f64,
+    /// The median divided by the best peer's median.
+    ratio: Option<f64>,
+    /// The same among those of its class.
+    ratio_in_class: Option<f64>,
+}
+
+/// All series of a run, and where it ran.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    machine: Machine,
+    command: String,
+    series: Vec<Series>,
+}
+
+impl Report {
+    /// An empty report about this machine.
+    pub fn new() -> Self {
+        let command = std::env::args().collect::<Vec<_>>().join(" ");
+        Report { machine: Machine::this(), command, series: Vec::new() }
+    }
+
+    /// Adds what one round of a contender brought.
+    pub fn record(&mut self, measure: Measure, case: &str, who: Who, value: f64) {
+        let found = self.series.iter_mut().find(|s| s.measure == measure && s.case == case && s.who == who);
+        match found {
+            Some(series) => series.rounds.push(value),
+            None => self.series.push(Series {
+                measure,
+                case: case.to_owned(),
+                who,
+                rounds: vec![value],
+                median: value,
+                min: value,
+                max: value,
+                ratio: None,
+                ratio_in_class: None,
+            }),
+        }
+        self.settle(measure, case);
+    }
+
+    /// Brings the summaries of one table up to date.
+    fn settle(&mut self, measure: Measure, case: &str) {
+        let of_table = |s: &Series| s.measure == measure && s.case == case;
+        for series in self.series.iter_mut().filter(|s| of_table(s)) {
+            series.median = median(&series.rounds);
+            series.min = series.rounds.iter().copied().fold(f64::INFINITY, f64::min);
+            series.max = series.rounds.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        }
+        let best = |class: Option<&str>| {
+            let peers = self.series.iter().filter(|s| of_table(s) && s.who.side == Side::Peer);
+            let medians = peers.filter(|s| class.is_none() || s.who.class == class).map(|s| s.median);
+            match measure.better {
+                Better::Higher => medians.reduce(f64::max),
+                Better::Lower => medians.reduce(f64::min),
+            }
+        };
+        let ratios: Vec<_> =
+            self.series.iter().map(|s| (best(None), s.who.class.and_then(|class| best(Some(class))))).collect();
+        for (series, (best, best_in_class)) in self.series.iter_mut().zip(ratios).filter(|(s, _)| of_table(s)) {
+            series.ratio = best.map(|best| series.median / best);
+            series.ratio_in_class = best_in_class.map(|best| series.median / best);
+        }
+    }
+
+    /// Writes the table of one measure and case.
+    ///
+    /// # Errors
+    /// When `out` can't be written.
+    pub fn write_table(&self, out: &mut impl Write, measure: Measure, case: &str) -> io::Result<()> {
+        let better = match measure.better {
+            Better::Higher => "higher is better",
+            Better::Lower => "lower is better",
+        };
+        let rows: Vec<_> = self.series.iter().filter(|s| s.measure == measure && s.case == case).collect();
+        let width = rows.iter().map(|s| s.who.name.len()).max().unwrap_or(0);
+        writeln!(out, "{}, {case} [{}, {better}]", measure.name, measure.unit)?;
+        writeln!(out, "  {:width$}  {:>9}  {:>21}  {:>9}  {:>9}", "", "median", "min - max", "/ peer", "in class")?;
+        for row in rows {
+            let spread = format!("{} - {}", short(row.min), short(row.max));
+            let ratio = |ratio: Option<f64>| ratio.map_or_else(String::new, short);
+            let mark = if row.who.side == Side::Ours { "*" } else { " " };
+            writeln!(
+                out,
+                "{mark} {:width$}  {:>9}  {spread:>21}  {:>9}  {:>9}",
+                row.who.name,
+                short(row.median),
+                ratio(row.ratio),
+                ratio(row.ratio_in_class),
+            )?;
+        }
+        writeln!(out)
+    }
+
+    /// Writes every table, in the order in which measures and cases first came up.
+    ///
+    /// # Errors
+    /// When `out` can't be written.
+    pub fn write_tables(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(out, "{}", self.machine)?;
+        writeln!(out, "* hookbus; / peer: the median divided by the best peer's; in class: the same among its kind\n")?;
+        let mut done: Vec<(Measure, &str)> = Vec::new();
+        for series in &self.series {
+            let table = (series.measure, series.case.as_str());
+            if !done.contains(&table) {
+                self.write_table(out, table.0, table.1)?;
+                done.push(table);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes everything as JSON, all rounds included.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn write_json(&self, path: &Path) -> io::Result<()> {
+        let mut file = BufWriter::new(File::create(path)?);
+        serde_json::to_writer_pretty(&mut file, self)?;
+        file.write_all(b"\n")?;
+        file.flush()
+    }
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Report::new()
+    }
+}
+
+/// The middle value, or the mean of the two in the middle; NaN for none.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+    }
+}
+
+/// Three significant digits are all that such a machine can promise.
+fn short(value: f64) -> String {
+    match value.abs() {
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        v if v >= 0.1 || v == 0.0 => format!("{value:.2}"),
+        _ => format!("{value:.4}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: Measure = Measure { name: "rate", unit: "M/s", better: Better::Higher };
+    const COST: Measure = Measure { name: "cost", unit: "us", better: Better::Lower };
+
+    fn who(name: &'static str, side: Side, class: Option<&'static str>) -> Who {
+        Who { name, side, class }
+    }
+
+    #[test]
+    fn the_median_is_the_middle_whatever_the_order() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
+        assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn ratios_are_to_the_best_peer_of_all_and_of_the_class() {
+        let mut report = Report::new();
+        report.record(RATE, "N=1", who("us", Side::Ours, Some("tasks")), 6.0);
+        report.record(RATE, "N=1", who("threads", Side::Peer, None), 4.0);
+        report.record(RATE, "N=1", who("tasks", Side::Peer, Some("tasks")), 2.0);
+        report.record(RATE, "N=4", who("threads", Side::Peer, None), 100.0);
+        let ours = &report.series[0];
+        assert_eq!((ours.ratio, ours.ratio_in_class), (Some(1.5), Some(3.0)));
+    }
+
+    #[test]
+    fn where_lower_is_better_the_cheapest_peer_is_the_one_to_beat() {
+        let mut report = Report::new();
+        report.record(COST, "1 subscriber", who("us", Side::Ours, None), 5.0);
+        report.record(COST, "1 subscriber", who("plain", Side::Peer, None), 10.0);
+        report.record(COST, "1 subscriber", who("ruby", Side::Peer, None), 500.0);
+        assert_eq!(report.series[0].ratio, Some(0.5));
+    }
+}
