@@ -116,7 +116,7 @@ pub fn compare(
     mut progress: impl FnMut(&str),
 ) -> Result<(), Failure> {
     for &n in subscribers {
-        let case = format!("{n} subscribers");
+        let case = if n == 1 { "1 subscriber".into() } else { format!("{n} subscribers") };
         for round in 0..rounds {
             // Each round begins with somebody else: whoever follows an expensive one starts with cold caches.
             for at in 0..contenders.len() {
