@@ -9,11 +9,16 @@
 //! run.
 //!
 //! - [`inproc`]: fan-out between threads and tasks of one process.
+//! - [`corpus`]: what a real oned wrote, and what must come of it.
+//! - `hm`: oned's driver, from its standard input to ZeroMQ subscribers (feature `libzmq`).
 //! - [`report`]: rounds in, tables and JSON out.
 //! - [`machine`]: where it ran, and what was compared.
 //!
 //! Micro benchmarks of single operations are in `benches/`; they need no peer.
 
+pub mod corpus;
+#[cfg(feature = "libzmq")]
+pub mod hm;
 pub mod inproc;
 #[cfg(feature = "libzmq")]
 pub mod libzmq;

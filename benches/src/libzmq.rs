@@ -5,16 +5,13 @@ use std::ptr;
 
 use zmq::{Context, Error, Socket, SocketType};
 
-/// An XPUB socket with XPUB_NODROP: its sends wait while a subscriber's queue is full. Every subscription is received
-/// as a message (`1`, then the prefix), also where another subscriber has the same one, so that the owner can wait for
-/// those that it expects.
+/// A publisher whose sends wait while a subscriber's queue is full (XPUB_NODROP); PUB or XPUB.
 ///
 /// # Errors
 /// What libzmq says.
 #[expect(unsafe_code, reason = "the crate has no setter for XPUB_NODROP")]
-pub fn lossless_publisher(context: &Context) -> zmq::Result<Socket> {
-    let mut socket = context.socket(SocketType::XPUB)?;
-    socket.set_xpub_verbose(true)?;
+pub fn lossless(context: &Context, kind: SocketType) -> zmq::Result<Socket> {
+    let mut socket = context.socket(kind)?;
     let on: i32 = 1;
     let option = zmq_sys::ZMQ_XPUB_NODROP.cast_signed();
     // SAFETY: the socket lives, this thread alone has it, and the option is an int, which libzmq copies during the call.

@@ -128,49 +128,57 @@ impl Report {
         }
     }
 
-    /// Writes the table of one measure and case.
-    ///
-    /// # Errors
-    /// When `out` can't be written.
-    pub fn write_table(&self, out: &mut impl Write, measure: Measure, case: &str) -> io::Result<()> {
+    /// Writes one measure of a case.
+    fn write_measure(&self, out: &mut impl Write, measure: Measure, case: &str, width: usize) -> io::Result<()> {
         let better = match measure.better {
             Better::Higher => "higher is better",
             Better::Lower => "lower is better",
         };
-        let rows: Vec<_> = self.series.iter().filter(|s| s.measure == measure && s.case == case).collect();
-        let width = rows.iter().map(|s| s.who.name.len()).max().unwrap_or(0);
-        writeln!(out, "{}, {case} [{}, {better}]", measure.name, measure.unit)?;
-        writeln!(out, "  {:width$}  {:>9}  {:>21}  {:>9}  {:>9}", "", "median", "min - max", "/ peer", "in class")?;
-        for row in rows {
+        writeln!(out, "  {} [{}, {better}]", measure.name, measure.unit)?;
+        for row in self.series.iter().filter(|s| s.measure == measure && s.case == case) {
             let spread = format!("{} - {}", short(row.min), short(row.max));
             let ratio = |ratio: Option<f64>| ratio.map_or_else(String::new, short);
             let mark = if row.who.side == Side::Ours { "*" } else { " " };
-            writeln!(
-                out,
-                "{mark} {:width$}  {:>9}  {spread:>21}  {:>9}  {:>9}",
+            let line = format!(
+                "  {mark} {:width$}  {:>9}  {spread:>21}  {:>9}  {:>9}",
                 row.who.name,
                 short(row.median),
                 ratio(row.ratio),
                 ratio(row.ratio_in_class),
-            )?;
+            );
+            writeln!(out, "{}", line.trim_end())?;
         }
-        writeln!(out)
+        Ok(())
     }
 
-    /// Writes every table, in the order in which measures and cases first came up.
+    /// Writes a table for each case, in the order in which cases and measures first came up.
     ///
     /// # Errors
     /// When `out` can't be written.
     pub fn write_tables(&self, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "{}", self.machine)?;
         writeln!(out, "* hookbus; / peer: the median divided by the best peer's; in class: the same among its kind\n")?;
-        let mut done: Vec<(Measure, &str)> = Vec::new();
-        for series in &self.series {
-            let table = (series.measure, series.case.as_str());
-            if !done.contains(&table) {
-                self.write_table(out, table.0, table.1)?;
-                done.push(table);
+        let width = self.series.iter().map(|s| s.who.name.len()).max().unwrap_or(0);
+        for (at, case) in self.series.iter().map(|s| &s.case).enumerate() {
+            let is_new = |at: usize, same: &dyn Fn(&Series) -> bool| !self.series[..at].iter().any(same);
+            if !is_new(at, &|s| s.case == *case) {
+                continue;
             }
+            writeln!(
+                out,
+                "{case:w$}  {:>9}  {:>21}  {:>9}  {:>9}",
+                "median",
+                "min - max",
+                "/ peer",
+                "in class",
+                w = width + 4
+            )?;
+            for (at, series) in self.series.iter().enumerate().filter(|(_, s)| s.case == *case) {
+                if is_new(at, &|s| s.case == *case && s.measure == series.measure) {
+                    self.write_measure(out, series.measure, case, width)?;
+                }
+            }
+            writeln!(out)?;
         }
         Ok(())
     }

@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+#[cfg(feature = "libzmq")]
+use hookbus_benches::hm;
 use hookbus_benches::inproc;
 use hookbus_benches::report::Report;
 
@@ -21,6 +23,20 @@ struct Cli {
 enum Command {
     /// Fan-out between threads and tasks of one process, against channels and libzmq
     Inproc(Inproc),
+
+    /// oned's driver, from standard input to ZeroMQ subscribers, against a plain loop over libzmq
+    #[cfg(feature = "libzmq")]
+    Hm(Hm),
+
+    /// What `hm` compares with: the plainest driver that does the job
+    #[cfg(feature = "libzmq")]
+    #[command(disable_help_flag = true)]
+    PlainDriver(PlainDriver),
+
+    /// A subscriber of `hm`, in a process of its own
+    #[cfg(feature = "libzmq")]
+    #[command(hide = true)]
+    Sub(Sub),
 }
 
 #[derive(Args)]
@@ -60,9 +76,80 @@ struct Inproc {
     only: Vec<String>,
 }
 
+#[cfg(feature = "libzmq")]
+#[derive(Args)]
+struct Hm {
+    #[command(flatten)]
+    output: Output,
+
+    /// The program to measure [default: the `hookbus` beside this one]
+    #[arg(long, value_name = "PATH")]
+    hookbus: Option<PathBuf>,
+
+    /// OpenNebula's own driver, to be measured as well: one_hm.rb, or a script that starts it with the arguments it gets
+    #[arg(long, value_name = "PATH")]
+    ruby: Option<PathBuf>,
+
+    /// Numbers of subscribers, each a process
+    #[arg(long, value_delimiter = ',', default_value = "1,4")]
+    subscribers: Vec<usize>,
+
+    /// Rounds for each contender and number of subscribers
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+
+    /// Lines of a burst
+    #[arg(long, default_value_t = 50_000)]
+    lines: usize,
+
+    /// Events per second for the latency
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: u32,
+
+    /// How long the latency is measured in each round
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: u32,
+
+    /// How often each driver is started for the time until INIT is answered
+    #[arg(long, default_value_t = 50)]
+    starts: usize,
+}
+
+/// The options of OpenNebula's own driver.
+#[cfg(feature = "libzmq")]
+#[derive(Args)]
+struct PlainDriver {
+    #[arg(short = 'p', default_value_t = 2101)]
+    publisher_port: u16,
+    /// Not served
+    #[arg(short = 'l', default_value_t = 2102)]
+    logger_port: u16,
+    #[arg(short = 'b', default_value = "127.0.0.1")]
+    bind: String,
+    #[arg(short = 'h', default_value_t = 1000)]
+    hwm: i32,
+}
+
+#[cfg(feature = "libzmq")]
+#[derive(Args)]
+struct Sub {
+    #[arg(long)]
+    endpoint: String,
+    #[arg(long)]
+    count: usize,
+}
+
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Inproc(args) => inproc(&args),
+        #[cfg(feature = "libzmq")]
+        Command::Hm(args) => hm(&args),
+        #[cfg(feature = "libzmq")]
+        Command::PlainDriver(args) => {
+            hm::plain::run(&format!("tcp://{}:{}", args.bind, args.publisher_port), args.hwm).map_err(Into::into)
+        }
+        #[cfg(feature = "libzmq")]
+        Command::Sub(args) => hm::subscriber::run(&args.endpoint, args.count).map_err(Into::into),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -86,6 +173,33 @@ fn inproc(args: &Inproc) -> Result<(), Box<dyn Error>> {
     let workload = inproc::Workload::new(args.payload_bytes, Duration::from_millis(round_ms));
     let mut report = Report::new();
     inproc::compare(&mut report, &contenders, &workload, &args.subscribers, rounds, progress)?;
+    finish(&report, &args.output)
+}
+
+#[cfg(feature = "libzmq")]
+fn hm(args: &Hm) -> Result<(), Box<dyn Error>> {
+    let hookbus = match &args.hookbus {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()?.with_file_name("hookbus"),
+    };
+    if !hookbus.exists() {
+        return Err(
+            format!("{}: there is no such program; build it, or name it with --hookbus", hookbus.display()).into()
+        );
+    }
+    let quick = args.output.quick;
+    let options = hm::Options {
+        hookbus,
+        ruby: args.ruby.clone(),
+        subscribers: args.subscribers.clone(),
+        rounds: if quick { 1 } else { args.rounds },
+        lines: if quick { 2000 } else { args.lines },
+        rate: args.rate,
+        seconds: if quick { 1 } else { args.seconds },
+        starts: if quick { 3 } else { args.starts },
+    };
+    let mut report = Report::new();
+    hm::compare(&mut report, &options, progress)?;
     finish(&report, &args.output)
 }
 

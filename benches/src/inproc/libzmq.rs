@@ -2,7 +2,7 @@
 
 use zmq::{Context, Message, SNDMORE, Socket, SocketType};
 
-use crate::libzmq::lossless_publisher;
+use crate::libzmq::lossless;
 
 use super::{Checker, Failure, HWM, KEY, Round, Workload, on_threads};
 
@@ -30,7 +30,9 @@ pub(super) fn threads(workload: &Workload, n: usize) -> Result<Round, Failure> {
 }
 
 fn sockets(context: &Context, n: usize) -> zmq::Result<(Socket, Vec<Socket>)> {
-    let publisher = lossless_publisher(context)?;
+    let publisher = lossless(context, SocketType::XPUB)?;
+    // Every subscription is shown, not only the first of a kind: that is how the publisher knows that all are there.
+    publisher.set_xpub_verbose(true)?;
     // Between sockets of one process both marks add up.
     let mark = i32::try_from(HWM / 2).expect("a small number");
     publisher.set_sndhwm(mark)?;
