@@ -86,12 +86,11 @@ fn a_publisher_that_waits_for_room_is_woken() {
     check(|| {
         let broker = Broker::default();
         let subscription = broker.subscribe(all("one").hwm(1).overflow(Overflow::Block));
+        broker.publish_now(message(1)).unwrap();
         let reader = thread::spawn(move || tell(subscription));
-        for n in 1..=3 {
-            block_on(broker.publish(message(n))).unwrap();
-        }
+        block_on(broker.publish(message(2))).unwrap();
         broker.close();
-        assert_eq!(reader.join().unwrap(), (vec![1, 2, 3], 0));
+        assert_eq!(reader.join().unwrap(), (vec![1, 2], 0));
     });
 }
 

@@ -26,7 +26,7 @@
 use std::ops::Range;
 
 use bytes::{Buf, Bytes};
-use hookbus_broker::{MAX_KEY_BYTES, Message};
+use hookbus_broker::{MAX_KEYS_BYTES, Message};
 use thiserror::Error;
 
 use super::event::{Event, EventParser, Kind};
@@ -67,8 +67,8 @@ pub enum Oddity {
     /// No event can be told from it, so the key is `EVENT `.
     #[error("the content has no header of an event; it was published with the key \"EVENT \"")]
     NoHeader,
-    /// A key would have been longer than a key may be, so it was left out, or `EVENT ` took the place of all.
-    #[error("a key would be longer than {MAX_KEY_BYTES} bytes and was left out")]
+    /// The keys would have been longer than a message's keys may be, so one was left out, or `EVENT ` took the place of all.
+    #[error("its keys would be longer than {MAX_KEYS_BYTES} bytes; those that are too long were left out")]
     LongKey,
 }
 
@@ -194,7 +194,7 @@ impl Parser {
         line.advance(content.start);
 
         let event = self.events.event();
-        let mut keys = Keys { message: None, payload: line, key: &mut self.key, oddity: base64 };
+        let mut keys = Keys { message: None, bytes: 0, payload: line, key: &mut self.key, oddity: base64 };
         match event.kind {
             Kind::Api => keys.push(&[b"EVENT API ", event.call, b" ", event.result]),
             Kind::State => {
@@ -214,6 +214,8 @@ impl Parser {
 /// A message that gets its keys one by one.
 struct Keys<'a> {
     message: Option<Message>,
+    /// The length of the keys so far.
+    bytes: usize,
     payload: Bytes,
     key: &'a mut Vec<u8>,
     oddity: Option<Oddity>,
@@ -222,10 +224,12 @@ struct Keys<'a> {
 impl Keys<'_> {
     fn push(&mut self, parts: &[&[u8]]) {
         // A user chooses a service id, and its length: that must not cost the event.
-        if parts.iter().map(|part| part.len()).sum::<usize>() > MAX_KEY_BYTES {
+        let bytes = parts.iter().map(|part| part.len()).sum::<usize>();
+        if self.bytes + bytes > MAX_KEYS_BYTES {
             self.oddity = Some(Oddity::LongKey);
             return;
         }
+        self.bytes += bytes;
         self.key.clear();
         for part in parts {
             self.key.extend_from_slice(part);
@@ -500,7 +504,7 @@ mod tests {
             );
             message(line(format!("EXECUTE  -1 {}", base64_simd::STANDARD.encode_to_string(text))))
         };
-        let long = "x".repeat(MAX_KEY_BYTES);
+        let long = "x".repeat(MAX_KEYS_BYTES);
         let (keys, _, oddity) = state(&long, "DONE");
         assert_eq!(keys, ["EVENT NET 7/DONE/ ", "EVENT STATE NET/DONE//7 "]);
         assert_eq!(oddity, Some(Oddity::LongKey));

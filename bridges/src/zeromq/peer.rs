@@ -156,7 +156,8 @@ async fn traffic(subscription: &mut Subscription, inbound: &mut Inbound, abandon
                 }
             }
             Err(TryRecvError::Empty) => {}
-            Err(TryRecvError::Ended) => return Closed::Ended(subscription.end().unwrap_or(EndReason::Closed)),
+            Err(TryRecvError::Ended) => break,
         }
     }
+    Closed::Ended(subscription.end().unwrap_or(EndReason::Closed))
 }
