@@ -1,8 +1,8 @@
-//! A connection fed with anything: it must not panic, must hold no more than its limit, and must come to the same result however
-//! the bytes are cut into reads.
+//! A connection fed with anything: it must not panic, must hold no more than its limit, and must come to the same
+//! result however the bytes are cut into reads.
 //!
-//! The first byte chooses our role and whether a greeting is put in front (one that is right takes long to find by chance); the
-//! second, how the stream is cut.
+//! The first byte chooses our role and whether a greeting is put in front (one that is right takes long to find by
+//! chance); the second, how the stream is cut.
 
 #![no_main]
 

@@ -1,15 +1,17 @@
 //! Clients: a SUB that always comes back, and a REQ that asks until it is answered.
 //!
-//! Both connect again for as long as they live, with growing and random pauses, and both notice a peer that has vanished by heartbeats
-//! (against peers that speak ZMTP 3.1; those that say 3.0 need not know PING, and are left to TCP's keepalive).
+//! Both connect again for as long as they live, with growing and random pauses, and both notice a peer that has
+//! vanished by heartbeats (against peers that speak ZMTP 3.1; those that say 3.0 need not know PING, and are left to
+//! TCP's keepalive).
 //!
 //! # Guarantees
 //!
-//! - A SUB gets what the publisher sends while it is connected, in order. What is published while it is not, is lost: a PUB socket keeps
-//!   nothing for those who are away. [`SubEvent::Disconnected`] stands in the stream where that may have happened.
+//! - A SUB gets what the publisher sends while it is connected, in order. What is published while it is not, is lost: a
+//!   PUB socket keeps nothing for those who are away. [`SubEvent::Disconnected`] stands in the stream where that may
+//!   have happened.
 //! - A SUB whose owner does not read stops reading from the socket; the publisher's high-water mark then decides.
-//! - A REQ sends a request again after a lost connection, so the other side may see it twice; once answered, it has been
-//!   seen at least once.
+//! - A REQ sends a request again after a lost connection, so the other side may see it twice; once answered, it has
+//!   been seen at least once.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -117,7 +119,8 @@ impl ClientOptions {
     }
 }
 
-/// Pauses between attempts: random up to a bound that doubles, so that many clients of one server that restarts don't all come back at once.
+/// Pauses between attempts: random up to a bound that doubles, so that many clients of one server that restarts don't
+/// all come back at once.
 #[derive(Debug)]
 struct Backoff {
     min: Duration,
@@ -150,8 +153,9 @@ pub enum SubEvent {
     Connected,
     /// A message.
     Message(Frames),
-    /// The connection was lost, or could not be made; another one will be tried. Messages may have been missed from here to some time after the next
-    /// [`Connected`](SubEvent::Connected). Attempts that fail one after the other are told once.
+    /// The connection was lost, or could not be made; another one will be tried. Messages may have been missed from
+    /// here to some time after the next [`Connected`](SubEvent::Connected). Attempts that fail one after the other are
+    /// told once.
     Disconnected {
         /// Why, for a log.
         reason: String,
@@ -269,8 +273,8 @@ impl Subscriber {
         loop {
             let since = Instant::now();
             let closed = self.session(&mut told).await;
-            // After a good connection the next attempt comes soon: a publisher that restarts should miss us briefly. One that ends at
-            // once (the server refuses us for something) is no reason to hurry.
+            // After a good connection the next attempt comes soon: a publisher that restarts should miss us briefly.
+            // One that ends at once (the server refuses us for something) is no reason to hurry.
             if !told && since.elapsed() >= self.options.reconnect_min {
                 backoff.reset();
             }
@@ -360,7 +364,8 @@ pub struct RequestError {
 
 /// A ZeroMQ REQ socket that asks one server, and connects again where it must.
 ///
-/// Unlike libzmq's, it is never stuck with a request whose answer was lost: it asks again on a new connection, until the time is over.
+/// Unlike libzmq's, it is never stuck with a request whose answer was lost: it asks again on a new connection, until
+/// the time is over.
 #[derive(Debug)]
 pub struct ReqClient {
     endpoint: Endpoint,
@@ -379,8 +384,8 @@ impl ReqClient {
         ReqClient { endpoint, options, link: None }
     }
 
-    /// Asks, and asks again after a lost connection, until there is an answer. Cancelling gives up; whether the server has seen the request is then
-    /// unknown.
+    /// Asks, and asks again after a lost connection, until there is an answer. Cancelling gives up; whether the server
+    /// has seen the request is then unknown.
     ///
     /// # Errors
     /// When there is no answer within `limit`. The server may have seen the request all the same.

@@ -7,7 +7,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-/// Where a socket listens, or what it connects to: `tcp://127.0.0.1:2101`, `tcp://[::1]:0`, `tcp://*:2101`, `ipc:///run/x.sock`.
+/// Where a socket listens, or what it connects to: `tcp://127.0.0.1:2101`, `tcp://[::1]:0`, `tcp://*:2101`,
+/// `ipc:///run/x.sock`.
 ///
 /// ```
 /// use hookbus_bridges::zeromq::Endpoint;

@@ -9,8 +9,9 @@ use super::codec::ProtocolError;
 
 /// The subscriptions of one peer, counted: what was subscribed to twice must be cancelled twice, as in libzmq.
 ///
-/// Changes are gathered and handed to the broker once for all that one read brought, so that 100,000 SUBSCRIBE commands at connect
-/// are a few dozen changes of its tree. Only the difference is handed over: a prefix that came and went within one read is nothing.
+/// Changes are gathered and handed to the broker once for all that one read brought, so that 100,000 SUBSCRIBE commands
+/// at connect are a few dozen changes of its tree. Only the difference is handed over: a prefix that came and went
+/// within one read is nothing.
 #[derive(Debug)]
 pub(crate) struct Filters {
     counts: HashMap<Arc<[u8]>, Count>,
@@ -47,7 +48,8 @@ impl Filters {
     pub(crate) fn subscribe(&mut self, prefix: &[u8]) -> Result<(), ProtocolError> {
         if let Some(count) = self.counts.get_mut(prefix) {
             count.subscribed += 1;
-            // Cancelled earlier in this read: it stands among the touched already, and applying looks at what it is then.
+            // Cancelled earlier in this read: it stands among the touched already, and applying looks at what it is
+            // then.
             return Ok(());
         }
         if self.counts.len() >= self.limits.filters {

@@ -1,4 +1,5 @@
-//! One connection with its socket and its clock: what the publisher's peers, the logger's and our own clients have in common.
+//! One connection with its socket and its clock: what the publisher's peers, the logger's and our own clients have in
+//! common.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -127,8 +128,8 @@ impl Link {
         self.liveness.heard();
     }
 
-    /// Reads once and hands on what came; looks at the clock, too. Ready when something was done, so that the caller looks
-    /// around before the next round.
+    /// Reads once and hands on what came; looks at the clock, too. Ready when something was done, so that the caller
+    /// looks around before the next round.
     pub(crate) fn poll_events(
         &mut self,
         cx: &mut Context<'_>,
@@ -224,8 +225,8 @@ impl Link {
         result
     }
 
-    /// Says that nothing more comes, and waits up to `limit` for the peer to hang up. Closing at once, with bytes of the peer unread, would
-    /// make the kernel throw away what it has not delivered yet.
+    /// Says that nothing more comes, and waits up to `limit` for the peer to hang up. Closing at once, with bytes of
+    /// the peer unread, would make the kernel throw away what it has not delivered yet.
     pub(crate) async fn hang_up(&mut self, limit: Duration) {
         let hang_up = async {
             poll_fn(|cx| self.stream.poll_shutdown(cx)).await?;

@@ -32,7 +32,8 @@ pub(crate) enum Verdict {
     Dead,
 }
 
-/// The clockwork of one connection. Without heartbeats, and as long as the peer promises none by a time to live, it sets no timer.
+/// The clockwork of one connection. Without heartbeats, and as long as the peer promises none by a time to live, it
+/// sets no timer.
 #[derive(Debug)]
 pub(crate) struct Liveness {
     heartbeat: Option<Heartbeat>,

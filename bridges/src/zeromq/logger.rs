@@ -1,14 +1,16 @@
 //! The logger port: a REP socket for any number of hook executors.
 //!
-//! A request of a REQ peer is an envelope, an empty frame, and a body; a DEALER may put frames of its own into the envelope, which it finds
-//! again in front of the answer. Each complete body is handed to the owner of the port as a [`Request`], in order for each peer; the peer's next one follows
-//! when it is answered. Meanwhile the connection is still read, so that heartbeats are answered, until a further request waits.
+//! A request of a REQ peer is an envelope, an empty frame, and a body; a DEALER may put frames of its own into the
+//! envelope, which it finds again in front of the answer. Each complete body is handed to the owner of the port as a
+//! [`Request`], in order for each peer; the peer's next one follows when it is answered. Meanwhile the connection is
+//! still read, so that heartbeats are answered, until a further request waits.
 //!
 //! # Guarantees
 //!
-//! - A request that was handed over may have been sent by a peer that is gone by now: REQ peers that give up and ask again make the same
-//!   request arrive twice, and nothing in the protocol tells them apart.
-//! - An answer is lost when the peer goes away before it has got it; what the request asked for has been done all the same.
+//! - A request that was handed over may have been sent by a peer that is gone by now: REQ peers that give up and ask
+//!   again make the same request arrive twice, and nothing in the protocol tells them apart.
+//! - An answer is lost when the peer goes away before it has got it; what the request asked for has been done all the
+//!   same.
 //! - A request is never cut: it is handed over whole, or not at all.
 //! - Memory follows the bytes that have arrived. All requests that are not complete have together at most
 //!   [`max_bytes`](LoggerOptions::max_bytes); the peer that goes beyond it is disconnected.
@@ -139,8 +141,8 @@ impl Request {
     }
 }
 
-/// A ZeroMQ REP socket for REQ and DEALER peers; see the head of its file for what it promises. Dropping it closes everything as soon as the
-/// runtime gets to it; to use its endpoint again, await [`shutdown`](Logger::shutdown).
+/// A ZeroMQ REP socket for REQ and DEALER peers; see the head of its file for what it promises. Dropping it closes
+/// everything as soon as the runtime gets to it; to use its endpoint again, await [`shutdown`](Logger::shutdown).
 ///
 /// ```
 /// use std::time::Duration;
@@ -176,8 +178,8 @@ struct Shared {
 }
 
 impl Logger {
-    /// Listens, and hands requests to `requests`, in tasks of the current tokio runtime. Returns at once. Where the channel is full, the peers
-    /// wait.
+    /// Listens, and hands requests to `requests`, in tasks of the current tokio runtime. Returns at once. Where the
+    /// channel is full, the peers wait.
     ///
     /// # Errors
     /// When the endpoint can't be bound; the message names it.
@@ -204,8 +206,8 @@ impl Logger {
         self.door.refused()
     }
 
-    /// Stops in order: no new connections; requests that have arrived whole are handed over and answered until the deadline; then the connections
-    /// are closed. Cancelling it closes everything at once.
+    /// Stops in order: no new connections; requests that have arrived whole are handed over and answered until the
+    /// deadline; then the connections are closed. Cancelling it closes everything at once.
     pub async fn shutdown(mut self, deadline: Duration) {
         self.door.close(deadline);
         if let Err(e) = (&mut self.listening).await {
@@ -328,7 +330,8 @@ async fn serve(shared: Arc<Shared>, stream: Stream, address: String) {
     tracing::debug!(peer = %address, "ZeroMQ requester left: {closed}");
 }
 
-/// Takes requests and answers them, one after the other, until the peer goes away, or, once we stop, nothing is left to answer.
+/// Takes requests and answers them, one after the other, until the peer goes away, or, once we stop, nothing is left to
+/// answer.
 async fn converse(link: &mut Link, inbox: &mut Inbox<'_>, address: &str, phase: &mut watch::Receiver<Phase>) -> Closed {
     let peer: Arc<str> = address.into();
     loop {
@@ -390,8 +393,8 @@ async fn read(link: &mut Link, inbox: &mut Inbox<'_>) -> Result<(), Closed> {
     .await
 }
 
-/// Looks after the connection while an answer is awaited, until the peer goes away. Once a further request waits, reading stops, and
-/// with it the peer, if it goes on sending.
+/// Looks after the connection while an answer is awaited, until the peer goes away. Once a further request waits,
+/// reading stops, and with it the peer, if it goes on sending.
 async fn attend(link: &mut Link, inbox: &mut Inbox<'_>) -> Closed {
     match read(link, inbox).await {
         Ok(()) => std::future::pending().await,

@@ -1,12 +1,12 @@
 //! The way out: a batch of messages becomes few system calls.
 //!
-//! The heads of all frames, the keys and the small payloads of a batch are put side by side into one buffer that is used again
-//! and again; large payloads stay where they are, shared with all other subscribers. What goes to the kernel is a list of slices
-//! that alternate between the two, up to 1,024 of them, usually the whole batch in one call. With small payloads it is one
-//! slice.
+//! The heads of all frames, the keys and the small payloads of a batch are put side by side into one buffer that is
+//! used again and again; large payloads stay where they are, shared with all other subscribers. What goes to the kernel
+//! is a list of slices that alternate between the two, up to 1,024 of them, usually the whole batch in one call. With
+//! small payloads it is one slice.
 //!
-//! The order on the wire is the batch's. Answers to PING go between messages, never inside one: while they wait, no more than the rest of the
-//! current message is written, then they go first.
+//! The order on the wire is the batch's. Answers to PING go between messages, never inside one: while they wait, no
+//! more than the rest of the current message is written, then they go first.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -52,8 +52,8 @@ enum Piece<'b> {
     Payload(&'b [u8]),
 }
 
-/// A batch on its way. If the connection, or the whole task, ends before the kernel has taken everything, the broker is told how many messages
-/// were taken from it in vain.
+/// A batch on its way. If the connection, or the whole task, ends before the kernel has taken everything, the broker is
+/// told how many messages were taken from it in vain.
 struct Flight<'a> {
     batch: Option<Batch<'a>>,
     unsent: usize,
@@ -156,8 +156,8 @@ struct InFlight<'s, 'b> {
 }
 
 impl InFlight<'_, '_> {
-    /// Writes until everything is out, the connection's own output, too; while the socket takes no more, reads what the peer
-    /// says.
+    /// Writes until everything is out, the connection's own output, too; while the socket takes no more, reads what the
+    /// peer says.
     fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
@@ -178,7 +178,8 @@ impl InFlight<'_, '_> {
         }
     }
 
-    /// One write: of messages; or, where the connection has something to say, of the rest of a message that is begun, else of that.
+    /// One write: of messages; or, where the connection has something to say, of the rest of a message that is begun,
+    /// else of that.
     fn poll_write(&mut self, cx: &mut Context<'_>, link: &mut Link) -> Poll<io::Result<()>> {
         if !link.output().is_empty() {
             let begun = self.left_of_pair();

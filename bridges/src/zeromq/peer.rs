@@ -1,8 +1,8 @@
 //! One subscriber: a task that turns its broker subscription into frames, and its frames into filters.
 //!
-//! It waits for three things at once: something queued, something to read, and, while the socket is full, room to write. Reading
-//! never stops for writing: a peer whose socket is full can still cancel a filter, or prove that it lives. An idle peer costs
-//! no system call; a message to a peer that keeps up costs one.
+//! It waits for three things at once: something queued, something to read, and, while the socket is full, room to
+//! write. Reading never stops for writing: a peer whose socket is full can still cancel a filter, or prove that it
+//! lives. An idle peer costs no system call; a message to a peer that keeps up costs one.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -149,15 +149,17 @@ async fn traffic(subscription: &mut Subscription, inbound: &mut Inbound, abandon
         {
             return closed;
         }
-        match subscription.try_recv_batch(limit) {
+        let nothing = match subscription.try_recv_batch(limit) {
             Ok(batch) => {
                 if let Err(closed) = outbound.send(batch, inbound, abandoned).await {
                     return closed;
                 }
+                continue;
             }
-            Err(TryRecvError::Empty) => {}
-            Err(TryRecvError::Ended) => break,
+            Err(nothing) => nothing,
+        };
+        if nothing == TryRecvError::Ended {
+            return Closed::Ended(subscription.end().unwrap_or(EndReason::Closed));
         }
     }
-    Closed::Ended(subscription.end().unwrap_or(EndReason::Closed))
 }

@@ -113,8 +113,9 @@ impl PublisherOptions {
 /// A ZeroMQ PUB socket over a broker, for SUB and XSUB peers that speak ZMTP 3.
 ///
 /// Each peer is a subscription of the broker, named `zeromq <address>`, with the policy
-/// [`DropNewest`](hookbus_broker::Overflow::DropNewest); its filters are the subscription's prefixes. What is dropped for a peer is told to
-/// it as a message with the key [`GAP_KEY`](super::GAP_KEY), if it has a filter that asks for that key by name.
+/// [`DropNewest`](hookbus_broker::Overflow::DropNewest); its filters are the subscription's prefixes. What is dropped
+/// for a peer is told to it as a message with the key [`GAP_KEY`](super::GAP_KEY), if it has a filter that asks for
+/// that key by name.
 ///
 /// Dropping it closes everything as soon as the
 /// runtime gets to it; to use its endpoint again, await [`shutdown`](Publisher::shutdown).
@@ -254,13 +255,15 @@ impl Publisher {
         peers.entries.values().filter_map(status).collect()
     }
 
-    /// How many connections were closed because of what the peer did before it was a subscriber, or because there were too many.
+    /// How many connections were closed because of what the peer did before it was a subscriber, or because there were
+    /// too many.
     pub fn refused(&self) -> u64 {
         self.shared.door.refused()
     }
 
-    /// Stops in order: no new connections; nothing more is queued for the peers; they get what is queued until the deadline; then their
-    /// connections are closed. What could not be sent by then is logged, and counted by the broker as abandoned.
+    /// Stops in order: no new connections; nothing more is queued for the peers; they get what is queued until the
+    /// deadline; then their connections are closed. What could not be sent by then is logged, and counted by the broker
+    /// as abandoned.
     ///
     /// Cancelling it closes everything at once.
     pub async fn shutdown(mut self, deadline: Duration) {

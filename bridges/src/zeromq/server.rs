@@ -1,5 +1,5 @@
-//! What the two servers have in common: listening, a bound on connections, stopping in order, and logging about peers at a
-//! bearable rate.
+//! What the two servers have in common: listening, a bound on connections, stopping in order, and logging about peers
+//! at a bearable rate.
 
 use std::io;
 use std::sync::Arc;
@@ -92,8 +92,8 @@ impl Door {
         }
     }
 
-    /// Says that accepting failed. Where the cause lasts (no more file descriptors), it waits a little, since trying again at
-    /// once would only burn the processor.
+    /// Says that accepting failed. Where the cause lasts (no more file descriptors), it waits a little, since trying
+    /// again at once would only burn the processor.
     async fn after_error(&self, endpoint: &Endpoint, error: &io::Error) {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
         if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
@@ -107,8 +107,8 @@ impl Door {
     }
 }
 
-/// Accepts connections until the door closes, each served by a task of its own; then waits for those tasks. Ending this future ends them,
-/// too.
+/// Accepts connections until the door closes, each served by a task of its own; then waits for those tasks. Ending this
+/// future ends them, too.
 pub(crate) async fn listen<F, S>(door: Arc<Door>, listener: Listener, endpoint: Endpoint, serve: F)
 where
     F: Fn(Stream, String) -> S,

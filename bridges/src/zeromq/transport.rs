@@ -16,8 +16,8 @@ use super::endpoint::{Endpoint, Host};
 
 const BACKLOG: i32 = 1024;
 
-/// A peer that vanished without a word (its machine lost power) is noticed after 60 s + 3 x 10 s of silence: ZeroMQ peers may be
-/// silent for ever, so only the kernel can ask.
+/// A peer that vanished without a word (its machine lost power) is noticed after 60 s + 3 x 10 s of silence: ZeroMQ
+/// peers may be silent for ever, so only the kernel can ask.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 

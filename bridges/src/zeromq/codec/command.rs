@@ -173,7 +173,8 @@ impl Metadata {
         Ok(metadata)
     }
 
-    /// Appends READY with this metadata, as libzmq writes it: the types that can be addressed tell an identity, even an empty one.
+    /// Appends READY with this metadata, as libzmq writes it: the types that can be addressed tell an identity, even an
+    /// empty one.
     pub fn put_ready(&self, out: &mut Vec<u8>) {
         let mut data = Vec::new();
         put_property(&mut data, "Socket-Type", &self.socket_type);

@@ -110,11 +110,13 @@ pub enum Event<'a> {
 
 /// The protocol of one connection: greeting, handshake, then traffic. It does no I/O.
 ///
-/// Feed it with [`next`](Connection::next) until that yields `None`, and send what is in [`output`](Connection::output), at first
-/// and after each feeding, between messages of your own. Traffic from our side may begin with [`Event::Ready`].
+/// Feed it with [`next`](Connection::next) until that yields `None`, and send what is in
+/// [`output`](Connection::output), at first and after each feeding, between messages of your own. Traffic from our side
+/// may begin with [`Event::Ready`].
 ///
-/// It holds at most one frame that is not complete, within [`Settings::frame_limit`], and grows with what has arrived, not with
-/// what was announced. After an error the output may hold an ERROR command for the peer; nothing more can be fed.
+/// It holds at most one frame that is not complete, within [`Settings::frame_limit`], and grows with what has arrived,
+/// not with what was announced. After an error the output may hold an ERROR command for the peer; nothing more can be
+/// fed.
 ///
 /// ```
 /// use hookbus_bridges::zeromq::codec::{Connection, Event, Settings, SocketType};
@@ -275,8 +277,8 @@ enum Progress {
     Done(PeerInfo),
 }
 
-/// A message to a PUB socket is a subscription in the form of ZMTP 3.0; anything else (an XSUB can send what it likes) has no
-/// reader and is passed over.
+/// A message to a PUB socket is a subscription in the form of ZMTP 3.0; anything else (an XSUB can send what it likes)
+/// has no reader and is passed over.
 fn subscription<'a>(body: &Cow<'a, [u8]>) -> Option<Event<'a>> {
     let length = body.len().checked_sub(1)?;
     match body[0] {

@@ -2,8 +2,8 @@
 
 use thiserror::Error;
 
-/// Why a connection can't go on: what the peer sent that ZMTP, or one of our limits, does not allow. The connection is closed;
-/// nobody else is concerned.
+/// Why a connection can't go on: what the peer sent that ZMTP, or one of our limits, does not allow. The connection is
+/// closed; nobody else is concerned.
 ///
 /// Text that comes from the peer is escaped and cut before it is shown, so that it is safe in a log.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -6,8 +6,8 @@
 //! +-------+--------------------------------+-------------+             all others zero
 //! ```
 //!
-//! A message is one or more frames, all but the last with MORE; a command is one frame. Lengths of eight bytes are big-endian,
-//! and are valid for short bodies, too.
+//! A message is one or more frames, all but the last with MORE; a command is one frame. Lengths of eight bytes are
+//! big-endian, and are valid for short bodies, too.
 
 use std::borrow::Cow;
 
@@ -51,8 +51,9 @@ pub fn put_frame(out: &mut Vec<u8>, flags: u8, body: &[u8]) {
     out.extend_from_slice(body);
 }
 
-/// Cuts a stream of bytes into frames, in whatever pieces it comes. A frame that is not complete is kept, and takes memory
-/// as its bytes arrive: an announced length alone costs nothing, and one over the limit is refused when it is announced.
+/// Cuts a stream of bytes into frames, in whatever pieces it comes. A frame that is not complete is kept, and takes
+/// memory as its bytes arrive: an announced length alone costs nothing, and one over the limit is refused when it is
+/// announced.
 #[derive(Debug)]
 pub struct FrameReader {
     limit: usize,

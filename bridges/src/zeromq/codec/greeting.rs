@@ -8,8 +8,8 @@
 //!   1        8        1       1       1        20            1         31
 //! ```
 //!
-//! libzmq sends the first ten bytes, and the rest only when it has seen ours: it must know whether to fall back to an older
-//! version. So we send all 64 at once, as soon as there is a connection, and read theirs as they come.
+//! libzmq sends the first ten bytes, and the rest only when it has seen ours: it must know whether to fall back to an
+//! older version. So we send all 64 at once, as soon as there is a connection, and read theirs as they come.
 
 use super::error::{ProtocolError, printable};
 
@@ -67,8 +67,8 @@ impl Greeting {
     }
 }
 
-/// Reads a greeting as its bytes come, in whatever pieces. A peer that speaks something else is recognized at the first byte
-/// that shows it.
+/// Reads a greeting as its bytes come, in whatever pieces. A peer that speaks something else is recognized at the first
+/// byte that shows it.
 #[derive(Clone, Debug)]
 pub struct GreetingReader {
     bytes: [u8; GREETING_BYTES],

@@ -1,12 +1,14 @@
 //! Security mechanisms: what happens between the greeting and the first message.
 //!
-//! NULL is the only one so far: both sides send READY, and everything is in the clear. The others have their place here:
+//! NULL is the only one so far: both sides send READY, and everything is in the clear. The others have their place
+//! here:
 //!
-//! - PLAIN (RFC 24) is another [`Mechanism`]: HELLO with name and password, WELCOME, INITIATE with the metadata, READY; refused
-//!   with ERROR. Its server side sends nothing in [`Handshake::start`].
-//! - CURVE (RFC 25, 26) does the same with keys, and afterwards wraps every frame into a MESSAGE command. Besides a handshake it
-//!   needs to open frames behind [`FrameReader`](super::FrameReader) and to seal them where they are put together. A server that seals for
-//!   each peer can't share encoded heads or payloads between peers; nothing here assumes that it can.
+//! - PLAIN (RFC 24) is another [`Mechanism`]: HELLO with name and password, WELCOME, INITIATE with the metadata, READY;
+//!   refused with ERROR. Its server side sends nothing in [`Handshake::start`].
+//! - CURVE (RFC 25, 26) does the same with keys, and afterwards wraps every frame into a MESSAGE command. Besides a
+//!   handshake it needs to open frames behind [`FrameReader`](super::FrameReader) and to seal them where they are put
+//!   together. A server that seals for each peer can't share encoded heads or payloads between peers; nothing here
+//!   assumes that it can.
 
 use std::fmt;
 
@@ -32,7 +34,8 @@ pub trait Handshake: Send + fmt::Debug {
     /// Appends to `out` what we say first, once both greetings have been exchanged.
     fn start(&mut self, ours: &Metadata, out: &mut Vec<u8>);
 
-    /// Takes a command of the peer, and appends the answer to `out`. When the handshake is over, returns the peer's metadata.
+    /// Takes a command of the peer, and appends the answer to `out`. When the handshake is over, returns the peer's
+    /// metadata.
     ///
     /// # Errors
     /// When the peer is refused, or refuses us.

@@ -1,7 +1,7 @@
 //! ZMTP 3.1 and 3.0 without I/O: bytes in, events out.
 //!
-//! The format is that of ZeroMQ's RFC 37 (ZMTP 3.1) and 23 (3.0); where they leave something open, libzmq's behaviour decides, since
-//! that is what the peers are. In layers, lowest first:
+//! The format is that of ZeroMQ's RFC 37 (ZMTP 3.1) and 23 (3.0); where they leave something open, libzmq's behaviour
+//! decides, since that is what the peers are. In layers, lowest first:
 //!
 //! - [`Greeting`]: the 64 bytes that come first, and tell version and security mechanism;
 //! - [`FrameReader`], [`put_frame`]: frames, of which everything else is made;
@@ -11,14 +11,14 @@
 //!
 //! # What is promised
 //!
-//! The result does not depend on how the stream is cut into reads. Nothing that a peer sends panics. Limits are checked when a length is
-//! announced, before anything is allocated for it, and memory follows the bytes that have arrived. An error says what the peer
-//! did.
+//! The result does not depend on how the stream is cut into reads. Nothing that a peer sends panics. Limits are checked
+//! when a length is announced, before anything is allocated for it, and memory follows the bytes that have arrived. An
+//! error says what the peer did.
 //!
 //! # Where peers differ
 //!
-//! - libzmq follows *our* minor version: it subscribes with commands because we say 3.1; the zeromq crate says 3.0 and subscribes
-//!   with messages. Both forms are understood from everybody.
+//! - libzmq follows *our* minor version: it subscribes with commands because we say 3.1; the zeromq crate says 3.0 and
+//!   subscribes with messages. Both forms are understood from everybody.
 //! - PING comes from whoever has heartbeats on, whatever minor version was agreed on; it is always answered.
 //! - A command may come with a length of eight bytes, however short it is.
 //! - An unknown command after the handshake is passed over.

@@ -117,7 +117,8 @@ const HEM_FILTERS: [&str; 28] = [
 
 #[test]
 fn recorded_subscribers_are_understood() {
-    // At first HEM subscribes as its hooks come, some of them to the same; libzmq repeats each but once when it connects again.
+    // At first HEM subscribes as its hooks come, some of them to the same; libzmq repeats each but once when it
+    // connects again.
     for (name, commands) in [("hem-sub-first-connect.c2s.bin", 48), ("hem-sub-reconnect.c2s.bin", 28)] {
         let bytes = recorded(name);
         let outcome = feed(publisher(), [&bytes[..]]);
