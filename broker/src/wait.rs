@@ -23,12 +23,13 @@ pub(crate) struct Patience {
 
 impl Patience {
     pub(crate) fn up_to(most: u32) -> Self {
-        Patience { looks: 0, most: if cfg!(hookbus_loom) { 0 } else { most }, left: 0 }
+        let most = if cfg!(hookbus_loom) { 0 } else { most };
+        Patience { looks: most, most, left: most }
     }
 
     /// Something was found, so many at once: the next wait starts anew.
     pub(crate) fn found(&mut self, count: usize) {
-        self.looks = if count >= BUSY_MESSAGES { (self.looks + 1).min(self.most) } else { self.looks / 2 };
+        self.looks = if count >= BUSY_MESSAGES { self.most } else { self.looks / 2 };
         self.left = self.looks;
     }
 
