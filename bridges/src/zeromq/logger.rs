@@ -310,7 +310,8 @@ async fn serve(shared: Arc<Shared>, stream: Stream, address: String) {
     };
     match greeted {
         Ok(info) => {
-            tracing::debug!(peer = %address, socket = info.socket_type, minor = info.minor, "ZeroMQ requester connected");
+            let (socket, minor) = (info.socket_type, info.minor);
+            tracing::debug!(peer = %address, socket, minor, "ZeroMQ requester connected");
         }
         Err(closed) => return shared.door.log_refused(&address, &closed),
     }

@@ -100,14 +100,15 @@ async fn an_old_publisher_is_spoken_to_in_its_own_way() {
 #[tokio::test]
 async fn a_client_whose_owner_is_busy_loses_nothing() {
     let (broker, publisher) = publisher();
-    let heartbeat = Heartbeat { interval: Duration::from_millis(10), timeout: Duration::from_millis(50) };
+    let heartbeat = Heartbeat { interval: Duration::from_millis(200), timeout: Duration::from_secs(2) };
     let options = quick().heartbeat(Some(heartbeat)).hwm(1);
     let mut client = SubClient::connect_with(publisher.local_endpoint().clone(), [""], options);
     until("it is subscribed", || publisher.peers().first().is_some_and(|peer| peer.filters == 1)).await;
     for i in 0..500 {
         publish(&broker, &format!("{i}"), vec![0; 10_000]).await;
     }
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Busy for longer than its heartbeats would bear.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(soon("it connects", client.next_event()).await, SubEvent::Connected);
     for i in 0..500 {
         match soon("it arrives", client.next_event()).await {
