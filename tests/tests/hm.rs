@@ -287,6 +287,29 @@ fn a_hundred_megabytes_without_a_line_feed_leave_nothing_behind() {
 }
 
 #[test]
+fn a_line_over_the_limit_is_skipped_and_told_and_never_held_whole() {
+    let mut hm = Hm::start();
+    let mut peer = Peer::joined(&mut hm);
+    hm.feed(b"EXECUTE  -1 ");
+    let megabyte = vec![b'A'; 1 << 20];
+    for _ in 0..700 {
+        hm.feed(&megabyte);
+    }
+    hm.feed(b"\n");
+    let end = hm.mark("after the line that was too long");
+    assert_same("the subscriber", &peer.until(&end), &[]);
+
+    hm.program.stdout.until("a line in oned's log", |seen| contains(seen, b"\nLOG ").then_some(()));
+    let peak = hm.program.status("VmHWM");
+    let kib: u64 = peak.trim_end_matches(" kB").parse().expect("a number of kB");
+    assert!(kib < 600 << 10, "the limit is 256 MiB, but {peak} were held for a line of 700 MiB");
+    wait_until("less than 64 MiB of memory", || match hm.program.resident_mib() {
+        0..64 => Ok(()),
+        much => Err(format!("{much} MiB")),
+    });
+}
+
+#[test]
 fn an_event_of_sixteen_megabytes_is_an_event() {
     let mut hm = Hm::start();
     let mut peer = Peer::joined(&mut hm);
