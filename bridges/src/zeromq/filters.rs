@@ -7,15 +7,17 @@ use hookbus_broker::SubscriptionHandle;
 
 use super::codec::ProtocolError;
 
-/// The subscriptions of one peer, counted: what was subscribed to twice must be cancelled twice, as in libzmq.
+/// The subscriptions of one peer: a set. libzmq's SUB and XSUB count for themselves; they send every subscription, but one
+/// cancellation only, when the last of its kind goes. A publisher that counted as well would keep for ever what was
+/// subscribed to twice, so libzmq's doesn't, nor do we.
 ///
 /// Changes are gathered and handed to the broker once for all that one read brought, so that 100,000 SUBSCRIBE commands
 /// at connect are a few dozen changes of its tree. Only the difference is handed over: a prefix that came and went
 /// within one read is nothing.
 #[derive(Debug)]
 pub(crate) struct Filters {
-    counts: HashMap<Arc<[u8]>, Count>,
-    /// Those whose count has become or left zero since the broker was told; may hold one twice.
+    states: HashMap<Arc<[u8]>, State>,
+    /// Those that came or went since the broker was told; may hold one twice.
     touched: Vec<Arc<[u8]>>,
     bytes: usize,
     limits: FilterLimits,
@@ -29,30 +31,29 @@ pub(crate) struct FilterLimits {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Count {
-    subscribed: u64,
+struct State {
+    subscribed: bool,
     /// Whether the broker has it.
     applied: bool,
 }
 
 impl Filters {
     pub(crate) fn new(limits: FilterLimits) -> Self {
-        Filters { counts: HashMap::new(), touched: Vec::new(), bytes: 0, limits }
+        Filters { states: HashMap::new(), touched: Vec::new(), bytes: 0, limits }
     }
 
     /// How many different ones there are.
     pub(crate) fn len(&self) -> usize {
-        self.counts.len()
+        self.states.len()
     }
 
     pub(crate) fn subscribe(&mut self, prefix: &[u8]) -> Result<(), ProtocolError> {
-        if let Some(count) = self.counts.get_mut(prefix) {
-            count.subscribed += 1;
-            // Cancelled earlier in this read: it stands among the touched already, and applying looks at what it is
-            // then.
+        if let Some(state) = self.states.get_mut(prefix) {
+            state.subscribed = true;
+            // Cancelled earlier in this read: it stands among the touched already, and applying looks at what it is then.
             return Ok(());
         }
-        if self.counts.len() >= self.limits.filters {
+        if self.states.len() >= self.limits.filters {
             return Err(ProtocolError::TooManyFilters { limit: self.limits.filters });
         }
         if self.bytes + prefix.len() > self.limits.bytes {
@@ -61,21 +62,19 @@ impl Filters {
         let prefix: Arc<[u8]> = prefix.into();
         self.bytes += prefix.len();
         self.touched.push(Arc::clone(&prefix));
-        self.counts.insert(prefix, Count { subscribed: 1, applied: false });
+        self.states.insert(prefix, State { subscribed: true, applied: false });
         Ok(())
     }
 
     /// Cancelling what was never subscribed to does nothing, as in libzmq.
     pub(crate) fn cancel(&mut self, prefix: &[u8]) {
-        let Some((stored, _)) = self.counts.get_key_value(prefix) else { return };
+        let Some((stored, _)) = self.states.get_key_value(prefix) else { return };
         let stored = Arc::clone(stored);
-        if let Some(count) = self.counts.get_mut(prefix)
-            && count.subscribed > 0
+        if let Some(state) = self.states.get_mut(prefix)
+            && state.subscribed
         {
-            count.subscribed -= 1;
-            if count.subscribed == 0 {
-                self.touched.push(stored);
-            }
+            state.subscribed = false;
+            self.touched.push(stored);
         }
     }
 
@@ -86,11 +85,11 @@ impl Filters {
         }
         let (mut added, mut removed) = (Vec::new(), Vec::new());
         for prefix in self.touched.drain(..) {
-            let Some(count) = self.counts.get_mut(&prefix) else { continue };
-            match (count.subscribed > 0, count.applied) {
+            let Some(state) = self.states.get_mut(&prefix) else { continue };
+            match (state.subscribed, state.applied) {
                 (true, true) => continue,
                 (true, false) => {
-                    count.applied = true;
+                    state.applied = true;
                     added.push(prefix);
                     continue;
                 }
@@ -98,7 +97,7 @@ impl Filters {
                 (false, false) => {}
             }
             self.bytes -= prefix.len();
-            self.counts.remove(&prefix);
+            self.states.remove(&prefix);
         }
         if !removed.is_empty() {
             handle.remove_prefixes(&removed);
@@ -113,7 +112,7 @@ impl Filters {
 
     /// Whether one that is not empty matches the key: for what only those get who ask for it by name.
     pub(crate) fn names(&self, key: &[u8]) -> bool {
-        (1..=key.len()).any(|length| self.counts.get(&key[..length]).is_some_and(|count| count.subscribed > 0))
+        (1..=key.len()).any(|length| self.states.get(&key[..length]).is_some_and(|state| state.subscribed))
     }
 }
 
@@ -126,17 +125,19 @@ mod tests {
     const ROOMY: FilterLimits = FilterLimits { filters: 100, bytes: 1000 };
 
     #[test]
-    fn twice_subscribed_is_twice_cancelled() {
+    fn twice_subscribed_is_once_cancelled() {
         let broker = Broker::default();
         let subscription = broker.subscribe(SubscribeOptions::new("peer"));
         let prefixes = || subscription.handle().stats().unwrap().prefixes;
         let mut filters = Filters::new(ROOMY);
         filters.subscribe(b"A").unwrap();
         filters.subscribe(b"A").unwrap();
+        filters.apply(subscription.handle());
+        assert_eq!((prefixes(), filters.len(), filters.bytes), (1, 1, 1));
+        // All that libzmq sends after two subscriptions and two cancellations.
         filters.cancel(b"A");
         filters.apply(subscription.handle());
-        assert_eq!((prefixes(), filters.len()), (1, 1));
-        filters.cancel(b"A");
+        assert_eq!((prefixes(), filters.len(), filters.bytes), (0, 0, 0));
         filters.cancel(b"A");
         filters.apply(subscription.handle());
         assert_eq!((prefixes(), filters.len(), filters.bytes), (0, 0, 0));
