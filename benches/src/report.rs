@@ -115,10 +115,12 @@ impl Report {
         let best = |class: Option<&str>| {
             let peers = self.series.iter().filter(|s| of_table(s) && s.who.side == Side::Peer);
             let medians = peers.filter(|s| class.is_none() || s.who.class == class).map(|s| s.median);
-            match measure.better {
+            let best = match measure.better {
                 Better::Higher => medians.reduce(f64::max),
                 Better::Lower => medians.reduce(f64::min),
-            }
+            };
+            // Nothing is a multiple of nothing.
+            best.filter(|best| *best != 0.0)
         };
         let ratios: Vec<_> =
             self.series.iter().map(|s| (best(None), s.who.class.and_then(|class| best(Some(class))))).collect();

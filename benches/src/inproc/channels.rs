@@ -1,17 +1,25 @@
 //! Channels, one for each subscriber: a publish clones the message into each. And async-broadcast, which is one for all.
 
+use std::sync::Arc;
+
 use super::{Checker, Failure, HWM, PeerMessage, Round, Workload, on_tasks, on_threads};
 
-/// A channel between threads.
-pub(super) trait ThreadChannel {
+/// How a message lies in a queue: as it is, so that making it allocates nothing, or behind an `Arc`, which is dear once but
+/// cheap for each further subscriber.
+pub(super) trait Form: From<PeerMessage> + AsRef<PeerMessage> + Clone + Send {}
+impl Form for PeerMessage {}
+impl Form for Arc<PeerMessage> {}
+
+/// A channel between threads, for messages in the form `M`.
+pub(super) trait ThreadChannel<M> {
     type Sender: Send;
     type Receiver: Send;
 
     fn channel() -> (Self::Sender, Self::Receiver);
     /// Waits for room; false when the receiver is gone.
-    fn send(sender: &Self::Sender, message: PeerMessage) -> bool;
+    fn send(sender: &Self::Sender, message: M) -> bool;
     /// `None` when the sender is gone and everything was taken.
-    fn recv(receiver: &Self::Receiver) -> Option<PeerMessage>;
+    fn recv(receiver: &Self::Receiver) -> Option<M>;
 }
 
 /// A channel between tasks.
@@ -26,16 +34,17 @@ pub(super) trait TaskChannel {
     fn recv(receiver: &mut Self::Receiver) -> impl Future<Output = Option<PeerMessage>> + Send;
 }
 
-pub(super) fn threads<C: ThreadChannel>(workload: &Workload, n: usize) -> Result<Round, Failure> {
+pub(super) fn threads<C: ThreadChannel<M>, M: Form>(workload: &Workload, n: usize) -> Result<Round, Failure> {
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..n).map(|_| C::channel()).unzip();
     let consume = |receiver, checker: &mut Checker| {
         while let Some(message) = C::recv(&receiver) {
-            checker.take(&message.key, &message.payload);
+            let PeerMessage { key, payload } = message.as_ref();
+            checker.take(key, payload);
         }
     };
     on_threads(workload, receivers, consume, move |publishing| {
         while let Some(payload) = publishing.next() {
-            let message = PeerMessage::new(payload);
+            let message = M::from(PeerMessage::new(payload));
             let Some((last, others)) = senders.split_last() else { continue };
             let sent = others.iter().all(|sender| C::send(sender, message.clone()));
             if !(sent && C::send(last, message)) {
@@ -70,38 +79,38 @@ pub(super) fn tasks<C: TaskChannel>(workload: &Workload, n: usize) -> Result<Rou
 
 pub(super) enum Crossbeam {}
 
-impl ThreadChannel for Crossbeam {
-    type Sender = crossbeam_channel::Sender<PeerMessage>;
-    type Receiver = crossbeam_channel::Receiver<PeerMessage>;
+impl<M: Form> ThreadChannel<M> for Crossbeam {
+    type Sender = crossbeam_channel::Sender<M>;
+    type Receiver = crossbeam_channel::Receiver<M>;
 
     fn channel() -> (Self::Sender, Self::Receiver) {
         crossbeam_channel::bounded(HWM)
     }
 
-    fn send(sender: &Self::Sender, message: PeerMessage) -> bool {
+    fn send(sender: &Self::Sender, message: M) -> bool {
         sender.send(message).is_ok()
     }
 
-    fn recv(receiver: &Self::Receiver) -> Option<PeerMessage> {
+    fn recv(receiver: &Self::Receiver) -> Option<M> {
         receiver.recv().ok()
     }
 }
 
 pub(super) enum Kanal {}
 
-impl ThreadChannel for Kanal {
-    type Sender = kanal::Sender<PeerMessage>;
-    type Receiver = kanal::Receiver<PeerMessage>;
+impl<M: Form> ThreadChannel<M> for Kanal {
+    type Sender = kanal::Sender<M>;
+    type Receiver = kanal::Receiver<M>;
 
     fn channel() -> (Self::Sender, Self::Receiver) {
         kanal::bounded(HWM)
     }
 
-    fn send(sender: &Self::Sender, message: PeerMessage) -> bool {
+    fn send(sender: &Self::Sender, message: M) -> bool {
         sender.send(message).is_ok()
     }
 
-    fn recv(receiver: &Self::Receiver) -> Option<PeerMessage> {
+    fn recv(receiver: &Self::Receiver) -> Option<M> {
         receiver.recv().ok()
     }
 }
@@ -125,19 +134,19 @@ impl TaskChannel for Kanal {
 
 pub(super) enum Flume {}
 
-impl ThreadChannel for Flume {
-    type Sender = flume::Sender<PeerMessage>;
-    type Receiver = flume::Receiver<PeerMessage>;
+impl<M: Form> ThreadChannel<M> for Flume {
+    type Sender = flume::Sender<M>;
+    type Receiver = flume::Receiver<M>;
 
     fn channel() -> (Self::Sender, Self::Receiver) {
         flume::bounded(HWM)
     }
 
-    fn send(sender: &Self::Sender, message: PeerMessage) -> bool {
+    fn send(sender: &Self::Sender, message: M) -> bool {
         sender.send(message).is_ok()
     }
 
-    fn recv(receiver: &Self::Receiver) -> Option<PeerMessage> {
+    fn recv(receiver: &Self::Receiver) -> Option<M> {
         receiver.recv().ok()
     }
 }

@@ -4,7 +4,8 @@
 //!
 //! - One message is a key of 35 bytes and a payload of 2 KiB, made anew for every publish from a pool of payloads that
 //!   are allocated beforehand. Peers get the form that is cheapest for them: the key inline in the message (no
-//!   allocation), the payload as [`Bytes`] (a reference count). libzmq copies, as it must: its C interface owns buffers.
+//!   allocation), the payload as [`Bytes`] (a reference count); crossbeam also with both behind an `Arc`.
+//!   libzmq copies, as it must: its C interface owns buffers.
 //! - All queues hold 1024 messages for each subscriber, and a full one makes the publisher wait.
 //! - Each subscriber looks at the key and at a stamp in the payload of every message ([`Checker`]), the same code for all.
 //!   At the end, it must have got exactly what was published. A contender that fails this fails the run.
@@ -87,10 +88,15 @@ pub fn contenders() -> Vec<Contender> {
         Contender::ours("hookbus, threads, batches of 64", Class::Threads, hookbus::batches),
         Contender::ours("hookbus, threads, all prefixes differ", Class::Threads, hookbus::distinct),
         Contender::ours("hookbus, tasks", Class::Tasks, hookbus::tasks),
-        Contender::peer("crossbeam, threads", Class::Threads, channels::threads::<channels::Crossbeam>),
-        Contender::peer("kanal, threads", Class::Threads, channels::threads::<channels::Kanal>),
+        Contender::peer("crossbeam, threads", Class::Threads, channels::threads::<channels::Crossbeam, PeerMessage>),
+        Contender::peer(
+            "crossbeam, threads, Arc",
+            Class::Threads,
+            channels::threads::<channels::Crossbeam, Arc<PeerMessage>>,
+        ),
+        Contender::peer("kanal, threads", Class::Threads, channels::threads::<channels::Kanal, PeerMessage>),
         Contender::peer("kanal, tasks", Class::Tasks, channels::tasks::<channels::Kanal>),
-        Contender::peer("flume, threads", Class::Threads, channels::threads::<channels::Flume>),
+        Contender::peer("flume, threads", Class::Threads, channels::threads::<channels::Flume, PeerMessage>),
         Contender::peer("flume, tasks", Class::Tasks, channels::tasks::<channels::Flume>),
         Contender::peer("tokio mpsc, tasks", Class::Tasks, channels::tasks::<channels::TokioMpsc>),
         Contender::peer("tokio broadcast, threads", Class::Threads, tokio_broadcast::threads),
@@ -348,6 +354,12 @@ where
 struct PeerMessage {
     key: [u8; KEY.len()],
     payload: Bytes,
+}
+
+impl AsRef<PeerMessage> for PeerMessage {
+    fn as_ref(&self) -> &PeerMessage {
+        self
+    }
 }
 
 impl PeerMessage {
