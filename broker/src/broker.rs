@@ -16,7 +16,7 @@ use crate::publish::{Pressure, Shared, Waiter, tell_waiters};
 use crate::stats::{BrokerStats, SubscriptionStats};
 use crate::subscription::{self, Subscription};
 use crate::sync::Ordering;
-use crate::wait::block_on;
+use crate::wait::{Patience, TASK_LOOKS, THREAD_LOOKS, block_on};
 
 /// The broker. Clones are handles to the same one.
 #[derive(Clone)]
@@ -56,10 +56,14 @@ impl Broker {
     /// # Errors
     /// When the broker is closed, or the message breaks a limit.
     pub fn publish_blocking(&self, mut message: Message) -> Result<Offset, PublishError> {
-        match self.shared.publish_one(&mut message, Pressure::Refuse, None) {
-            Ok(offset) => Ok(offset),
-            Err(TryPublishError::Refused(e)) => Err(e),
-            Err(TryPublishError::WouldBlock) => block_on(self.publish(message)),
+        let mut patience = Patience::up_to(THREAD_LOOKS);
+        loop {
+            match self.shared.publish_one(&mut message, Pressure::Refuse, None) {
+                Ok(offset) => return Ok(offset),
+                Err(TryPublishError::Refused(e)) => return Err(e),
+                Err(TryPublishError::WouldBlock) if patience.look_again() => patience.pause(),
+                Err(TryPublishError::WouldBlock) => return block_on(self.publish(message)),
+            }
         }
     }
 
@@ -128,15 +132,20 @@ impl Broker {
         &self,
         mut attempt: impl FnMut(Option<&Arc<Waiter>>) -> Result<T, TryPublishError>,
     ) -> Result<T, PublishError> {
+        let mut patience = Patience::up_to(TASK_LOOKS);
         // Members know it weakly, so a future that is dropped is forgotten.
         let mut waiter = None;
         poll_fn(|cx| {
-            let waiter = waiter.insert(Waiter::new(cx.waker().clone()));
-            match attempt(Some(waiter)) {
+            let look_again = patience.look_again();
+            waiter = (!look_again).then(|| Waiter::new(cx.waker().clone()));
+            match attempt(waiter.as_ref()) {
                 Ok(value) => Poll::Ready(Ok(value)),
                 Err(TryPublishError::Refused(e)) => Poll::Ready(Err(e)),
                 Err(TryPublishError::WouldBlock) => {
-                    waiter.count_down();
+                    match &waiter {
+                        Some(waiter) => waiter.count_down(),
+                        None => cx.waker().wake_by_ref(),
+                    }
                     Poll::Pending
                 }
             }

@@ -17,11 +17,7 @@ use crate::options::BatchLimit;
 use crate::publish::{Shared, tell_waiters};
 use crate::stats::SubscriptionStats;
 use crate::sync::{Ordering, fence};
-use crate::wait::{Patience, block_on};
-
-/// Looks of a thread before it sleeps, and turns of a task before it waits to be woken.
-const THREAD_LOOKS: u32 = 6;
-const TASK_LOOKS: u32 = 8;
+use crate::wait::{Patience, TASK_LOOKS, THREAD_LOOKS, block_on};
 
 /// The reading end of a subscription; it has one reader. Dropping it ends the subscription, and what is still
 /// queued is counted as abandoned.

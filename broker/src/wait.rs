@@ -13,6 +13,10 @@ use crate::sync::{spin_loop, thread};
 /// A batch of so many shows that messages come faster than they are read.
 const BUSY_MESSAGES: usize = 16;
 
+/// Looks of a thread before it sleeps, and turns of a task before it waits to be woken.
+pub(crate) const THREAD_LOOKS: u32 = 6;
+pub(crate) const TASK_LOOKS: u32 = 8;
+
 /// How many times to look before sleeping.
 #[derive(Debug)]
 pub(crate) struct Patience {
