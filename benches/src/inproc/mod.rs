@@ -7,7 +7,7 @@
 //!   allocation), the payload as [`Bytes`] (a reference count); crossbeam also with both behind an `Arc`.
 //!   libzmq copies, as it must: its C interface owns buffers.
 //! - All queues hold 1024 messages for each subscriber, and a full one makes the publisher wait.
-//! - Each subscriber looks at the key and at a stamp in the payload of every message ([`Checker`]), the same code for all.
+//! - Each subscriber looks at the key and at a stamp in the payload of every message (`Checker`), the same code for all.
 //!   At the end, it must have got exactly what was published. A contender that fails this fails the run.
 //! - Peers are given whole messages to deliver to all; they don't match keys against prefixes. hookbus does, so it works a
 //!   little more.

@@ -114,13 +114,25 @@ impl LineReader {
         }
     }
 
+    /// Sets the longest line that is handed out, from the next one on.
+    pub fn set_max_line_bytes(&mut self, bytes: usize) {
+        self.max_line_bytes = bytes;
+    }
+
     /// Where to read into: never empty, at most a block. What it holds means nothing until
     /// [`filled`](LineReader::filled) has said how much was read.
     pub fn room(&mut self) -> &mut [u8] {
         let room = self.block.len() - self.filled;
         if room == 0 || (room < MIN_ROOM_BYTES && self.block_bytes > 2 * MIN_ROOM_BYTES) {
             self.grown = self.filled > self.block_bytes / 2;
-            self.renew(if self.grown { (2 * self.filled).max(self.block_bytes + 1) } else { self.block_bytes });
+            let bytes = if self.grown {
+                // A line over the limit is given up as soon as it is, so room for more than that is never needed.
+                let most = self.max_line_bytes.saturating_add(self.block_bytes);
+                (2 * self.filled).min(most).max(self.filled + self.block_bytes)
+            } else {
+                self.block_bytes
+            };
+            self.renew(bytes);
         }
         // A grown block may have room for megabytes. What is read beyond the end of its line is copied, so read little.
         let end = self.block.len().min(self.filled + self.block_bytes);

@@ -38,6 +38,8 @@ pub(crate) struct Config {
     pub(crate) broker: BrokerConfig,
     /// `[zeromq]`
     pub(crate) zeromq: ZeromqConfig,
+    /// `[limits]`
+    pub(crate) limits: LimitsConfig,
     /// `[log]`
     pub(crate) log: LogConfig,
 }
@@ -85,6 +87,36 @@ impl Default for ZeromqConfig {
             logger: local(2102),
             hwm: 100_000,
             hwm_bytes: ByteSize::mib(256),
+        }
+    }
+}
+
+/// `[limits]`: what is taken from outside before it is refused, so that nobody can make hookbus grow without bound.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct LimitsConfig {
+    /// The longest line from oned; a longer one is skipped and told.
+    pub(crate) line_bytes: ByteSize,
+    /// The longest frame that a subscriber may send.
+    pub(crate) publisher_frame_bytes: ByteSize,
+    /// The longest frame that a hook executor may send.
+    pub(crate) logger_frame_bytes: ByteSize,
+    /// How many filters a subscriber may have, and how long they may be in all.
+    pub(crate) filters: usize,
+    pub(crate) filter_bytes: ByteSize,
+    /// How many connections each port takes.
+    pub(crate) peers: usize,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        LimitsConfig {
+            line_bytes: ByteSize::mib(256),
+            publisher_frame_bytes: ByteSize::kib(64),
+            logger_frame_bytes: ByteSize::mib(64),
+            filters: 100_000,
+            filter_bytes: ByteSize::mib(16),
+            peers: 10_000,
         }
     }
 }
@@ -229,5 +261,30 @@ impl fmt::Display for Problem {
             write!(f, ":{line}:{column}")?;
         }
         write!(f, ": {}", self.what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The annotated sample says what the defaults are, and leaves no key out.
+    #[test]
+    fn the_sample_is_the_default() {
+        let sample = include_str!("../../../../packaging/hookbus.toml");
+        let keys: Vec<_> = sample
+            .lines()
+            .filter_map(|line| line.strip_prefix('#').filter(|key| key.starts_with(char::is_lowercase)))
+            .collect();
+        let uncommented: String = sample
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|key| keys.contains(key)).unwrap_or(line))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        assert_eq!(read::read(sample), Reading::default());
+        let (mut config, _) = read::read(&uncommented).strict().expect("the sample is right");
+        assert_eq!(config.log.file.take(), Some("/var/log/hookbus.log".into()));
+        assert_eq!(config, Config::default());
+        assert_eq!(keys.len(), 14, "every key is in the sample: {keys:?}");
     }
 }

@@ -14,7 +14,7 @@ use toml::de::{DeString, DeTable, DeValue};
 use super::{Config, Place, Problem, Reading, Severity};
 
 /// What the schema knows at the top. The second list is of sections whose components come with later versions.
-const HERE: [&str; 4] = ["state_dir", "broker", "zeromq", "log"];
+const HERE: [&str; 5] = ["state_dir", "broker", "zeromq", "limits", "log"];
 const LATER: [&str; 5] = ["http", "journal", "hooks", "source", "bridge"];
 
 type Entry<'i> = (Spanned<DeString<'i>>, Spanned<DeValue<'i>>);
@@ -46,6 +46,7 @@ impl<'t> Reader<'t> {
                 "state_dir" => config.state_dir = self.value::<std::path::PathBuf>(&name, value),
                 "broker" => config.broker = self.section(&name, value),
                 "zeromq" => config.zeromq = self.section(&name, value),
+                "limits" => config.limits = self.section(&name, value),
                 "log" => config.log = self.section(&name, value),
                 later if LATER.contains(&later) => {
                     let what = format!("`{later}` has no effect: this version of hookbus doesn't have it yet");

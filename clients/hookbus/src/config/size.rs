@@ -16,6 +16,10 @@ impl ByteSize {
         ByteSize(mib << 20)
     }
 
+    pub(crate) const fn kib(kib: u64) -> Self {
+        ByteSize(kib << 10)
+    }
+
     /// In bytes; what is more than this machine can address is as much as it can.
     pub(crate) fn bytes(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)

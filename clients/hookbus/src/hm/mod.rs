@@ -13,7 +13,7 @@
 //!
 //! The order of things, and why:
 //!
-//! 1. The signal mask is repaired ([`process`](crate::process)).
+//! 1. The signal mask is repaired ([`process`]).
 //! 2. Standard input is read from the first moment, so INIT is answered within milliseconds; oned waits for it 10 s. The answer is exactly 31
 //!    bytes, because oned reads that many once and loses what follows in the same read. Whatever else wants to
 //!    go to standard output waits behind it. An EXECUTE may come before INIT.
@@ -125,6 +125,7 @@ impl Driver {
                 biased;
                 read = &mut reading, if serving.is_none() => {
                     hold_bytes = read.config.broker.max_bytes.bytes() / 4;
+                    ingress.lines.set_max_line_bytes(read.config.limits.line_bytes.bytes());
                     serving = Some(self.serve(read));
                     hold.as_mut().reset(Instant::now() + HOLD);
                 }
@@ -176,7 +177,7 @@ impl Driver {
             tracing::error!("hm: --forward {}: this version cannot forward; events are served here", socket.display());
         }
         let broker = Broker::new(BrokerOptions::default().max_bytes(config.broker.max_bytes.bytes()));
-        let ports = config.zeromq.enabled.then(|| Ports::serve(&config.zeromq, &broker, &self.oned));
+        let ports = config.zeromq.enabled.then(|| Ports::serve(&config, &broker, &self.oned));
         if ports.is_none() {
             tracing::error!("hm: [zeromq] is not enabled, so nobody gets OpenNebula's events");
         }

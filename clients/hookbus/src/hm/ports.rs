@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::config::ZeromqConfig;
+use crate::config::Config;
 use crate::log;
 use crate::writer::Writer;
 
@@ -39,11 +39,11 @@ pub(crate) struct Ports {
 
 impl Ports {
     /// Serves both ports from now on. Results go to `oned`.
-    pub(crate) fn serve(config: &ZeromqConfig, broker: &Broker, oned: &Writer) -> Self {
+    pub(crate) fn serve(config: &Config, broker: &Broker, oned: &Writer) -> Self {
         let (stop, stopped) = watch::channel(None);
         Ports {
             publisher: tokio::spawn(serve_publisher(config.clone(), broker.clone(), stopped.clone())),
-            logger: tokio::spawn(serve_logger(config.logger.clone(), oned.clone(), stopped)),
+            logger: tokio::spawn(serve_logger(config.clone(), oned.clone(), stopped)),
             stop,
         }
     }
@@ -59,9 +59,15 @@ impl Ports {
     }
 }
 
-async fn serve_publisher(config: ZeromqConfig, broker: Broker, mut stopped: watch::Receiver<Option<Instant>>) {
+async fn serve_publisher(config: Config, broker: Broker, mut stopped: watch::Receiver<Option<Instant>>) {
+    let Config { zeromq: config, limits, .. } = config;
     let bind = |endpoint| {
-        let options = PublisherOptions::new(endpoint).hwm(config.hwm).hwm_bytes(config.hwm_bytes.bytes());
+        let options = PublisherOptions::new(endpoint)
+            .hwm(config.hwm)
+            .hwm_bytes(config.hwm_bytes.bytes())
+            .frame_limit_bytes(limits.publisher_frame_bytes.bytes())
+            .filter_limits(limits.filters, limits.filter_bytes.bytes())
+            .max_peers(limits.peers);
         Publisher::bind(broker.clone(), options)
     };
     let Some(publisher) = bound("publisher port", &config.publisher, bind, &mut stopped).await else { return };
@@ -136,11 +142,16 @@ impl SlowPeers {
     }
 }
 
-async fn serve_logger(endpoint: Endpoint, oned: Writer, mut stopped: watch::Receiver<Option<Instant>>) {
+async fn serve_logger(config: Config, oned: Writer, mut stopped: watch::Receiver<Option<Instant>>) {
     // One at a time: each waits for room towards oned, and the others wait in their connections.
     let (sender, mut requests) = mpsc::channel(1);
-    let bind = |endpoint| Logger::bind(LoggerOptions::new(endpoint), sender.clone());
-    let Some(logger) = bound("logger port", &endpoint, bind, &mut stopped).await else { return };
+    let Config { zeromq, limits, .. } = config;
+    let bind = |endpoint| {
+        let options =
+            LoggerOptions::new(endpoint).frame_limit_bytes(limits.logger_frame_bytes.bytes()).max_peers(limits.peers);
+        Logger::bind(options, sender.clone())
+    };
+    let Some(logger) = bound("logger port", &zeromq.logger, bind, &mut stopped).await else { return };
     drop(sender);
     loop {
         tokio::select! {

@@ -1,6 +1,6 @@
 //! The log of `hookbus hm`, which has two readers.
 //!
-//! - **oned** gets errors and warnings, and the few good news with the target [`ONED`](super::ONED), as `LOG` lines on
+//! - **oned** gets errors and warnings, and the few good news with the target [`ONED`], as `LOG` lines on
 //!   standard output: on changes, at most ten a minute of a kind, with a count of what was held back ([`Limiter`]).
 //! - **The log file**, or standard error, gets the rest at the configured level, and the lines above as well, so that one file
 //!   tells the whole story. oned closes standard error, so without a file that is nothing.
