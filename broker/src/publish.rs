@@ -956,6 +956,8 @@ impl Publishing {
                     fan.main = Some(Arc::clone(&cursor.lane));
                 }
                 member.apart.store(!main, Ordering::Relaxed);
+            } else {
+                member.apart.store(false, Ordering::Relaxed);
             }
         }
         // SAFETY: we hold the publish lock, and have no other group.
