@@ -169,6 +169,12 @@ impl Broker {
         self.shared.stats()
     }
 
+    /// What queues hold now, as in [`stats`](Broker::stats) but without asking anybody: cheap enough to be called for every
+    /// message. The open block, at most a 64th of [`max_bytes`](BrokerOptions::max_bytes) and about a megabyte, isn't counted.
+    pub fn held_bytes(&self) -> usize {
+        self.shared.closed_bytes()
+    }
+
     /// Counters of each subscription that lives, oldest first.
     pub fn subscriptions(&self) -> Vec<SubscriptionStats> {
         self.shared.with_publishing(|p| p.members.values().map(|m| subscription::stats(m, &m.cursor.lock())).collect())

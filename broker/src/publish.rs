@@ -440,6 +440,11 @@ impl Shared {
         self.tree.len()
     }
 
+    /// What all blocks but the open one cost now, in bytes.
+    pub(crate) fn closed_bytes(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
     /// What all blocks cost now, in bytes.
     pub(crate) fn total(&self, p: &Publishing) -> usize {
         self.held.load(Ordering::Relaxed) + p.open.as_ref().map_or(0, Open::cost)

@@ -13,6 +13,12 @@
 //!   one of twice its size: a line of 100 MB is copied about once in all, not thousands of times.
 //! - **Memory.** Whoever keeps one line keeps its block, so blocks are small: 64 KiB, what a pipe holds. A block that had
 //!   to grow for a long line holds that line alone; what was read behind it goes to a fresh small block.
+//! - **Lines that wait.** malloc gives a block back to the system only from the top of its heap, and after a burst
+//!   something small always lies there: glibc's kept 325 MB of 400. So while lines are going to wait for long, which only
+//!   the caller knows ([`keep_apart`](LineReader::keep_apart)), the complete lines of each read are copied into an anonymous
+//!   mapping, which goes back to the system with the last of them. It takes whole pages, so what is smaller than half a page
+//!   stays in its block. Copying and mapping cost about what parsing does. Reading into the mapping would save the copy, but
+//!   then a mapping could not be just as long as its lines, nor take in a line of unknown length.
 //! - **Bounds.** A line longer than the limit is dropped while it comes in, told as [`Item::TooLong`] at its end, and never
 //!   held.
 //! - **The blank.** Each line handed out is followed by one blank, where the newline was: the content of a RETRY message
@@ -21,8 +27,9 @@
 //! The block is initialised memory, because a safe `read` wants that; zeroing 64 KiB costs about a tenth of
 //! what parsing the events in it does.
 
-use bytes::{Bytes, BytesMut};
-use memchr::memchr;
+use bytes::{Buf, Bytes, BytesMut};
+use memchr::{memchr, memchr_iter, memrchr};
+use memmap2::MmapOptions;
 
 /// The size of a block, in bytes.
 pub const BLOCK_BYTES: usize = 64 << 10;
@@ -32,6 +39,9 @@ pub const MAX_LINE_BYTES: usize = 256 << 20;
 
 /// When less room is left in a block, the unfinished line moves to a new one: reads of a few bytes are not worth it.
 const MIN_ROOM_BYTES: usize = 8 << 10;
+
+/// Fewer bytes of lines than this aren't worth a mapping of their own: half of what most systems have for a page.
+const MIN_APART_BYTES: usize = 2 << 10;
 
 /// What [`LineReader::next`] hands out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +94,10 @@ pub struct LineReader {
     skipping: Option<u64>,
     /// The block was made larger than usual for the line that it begins with.
     grown: bool,
+    /// Lines that are going to wait are set apart from the block.
+    keep_apart: bool,
+    /// Complete lines at the start of `block` that were set apart; empty when there are none.
+    apart: Bytes,
     block_bytes: usize,
     max_line_bytes: usize,
 }
@@ -109,6 +123,8 @@ impl LineReader {
             scanned: 0,
             skipping: None,
             grown: false,
+            keep_apart: false,
+            apart: Bytes::new(),
             block_bytes,
             max_line_bytes,
         }
@@ -117,6 +133,11 @@ impl LineReader {
     /// Sets the longest line that is handed out, from the next one on.
     pub fn set_max_line_bytes(&mut self, bytes: usize) {
         self.max_line_bytes = bytes;
+    /// Says whether lines are going to be kept for long, many megabytes of them, from the next on. Then their memory is
+    /// not malloc's, and back at the system as soon as the last of those that were read together is dropped. What is handed
+    /// out is the same.
+    pub fn keep_apart(&mut self, keep_apart: bool) {
+        self.keep_apart = keep_apart;
     }
 
     /// Where to read into: never empty, at most a block. What it holds means nothing until
@@ -169,6 +190,9 @@ impl LineReader {
         // Now, while the block is still ours to write.
         let end = if end > 0 && self.block[end - 1] == b'\r' { end - 1 } else { end };
         self.block[end] = b' ';
+        if self.keep_apart && self.apart.is_empty() {
+            self.set_apart(self.scanned + at + 1);
+        }
         let mut line = self.take(self.scanned + at + 1);
         line.truncate(end + 1);
         Some(Item::Line(line))
@@ -177,6 +201,8 @@ impl LineReader {
     /// What the end of the input left: a line without its newline, if there is one. The reader is empty then.
     pub fn finish(&mut self) -> Option<Item> {
         let skipped = self.skipping.take();
+        // The rest goes on behind what was set apart.
+        self.apart.clear();
         let rest = self.take(self.filled);
         match skipped {
             Some(bytes) => Some(Item::TooLong { bytes: bytes + rest.len() as u64 }),
@@ -186,7 +212,12 @@ impl LineReader {
 
     /// Splits off the first `bytes` of what was read.
     fn take(&mut self, bytes: usize) -> Bytes {
-        let line = self.block.split_to(bytes).freeze();
+        let line = if self.apart.is_empty() {
+            self.block.split_to(bytes).freeze()
+        } else {
+            self.block.advance(bytes);
+            self.apart.split_to(bytes)
+        };
         self.filled -= bytes;
         self.scanned = 0;
         if self.grown {
@@ -195,6 +226,28 @@ impl LineReader {
             self.grown = false;
         }
         line
+    }
+
+    /// Copies the complete lines at the start of the block, the first of which has that many bytes, into a mapping of their
+    /// own. Where that is not worth it or fails, they stay where they are.
+    fn set_apart(&mut self, first: usize) {
+        // A huge line stays alone here as well.
+        let more = if self.grown { None } else { memrchr(b'\n', &self.block[first..self.filled]) };
+        let lines = &self.block[..more.map_or(first, |at| first + at + 1)];
+        if lines.len() < MIN_APART_BYTES {
+            return;
+        }
+        // All of it is written at once, so have the pages at once, too.
+        let Ok(mut map) = MmapOptions::new().len(lines.len()).populate().map_anon() else { return };
+        map.copy_from_slice(lines);
+        // Once frozen it can't be written; `next` finds the newlines in the block.
+        for at in memchr_iter(b'\n', lines) {
+            map[at] = b' ';
+            if at > 0 && map[at - 1] == b'\r' {
+                map[at - 1] = b' ';
+            }
+        }
+        self.apart = Bytes::from_owner(map);
     }
 
     /// Drops what was read, and the block if it is large.
@@ -222,11 +275,19 @@ mod tests {
     use super::*;
 
     /// Feeds a stream in pieces of these sizes, over and over.
-    fn feed(reader: &mut LineReader, mut stream: &[u8], sizes: &[usize]) -> Vec<Item> {
-        let (mut items, mut sizes) = (Vec::new(), sizes.iter().cycle());
+    fn feed(reader: &mut LineReader, stream: &[u8], sizes: &[usize]) -> Vec<Item> {
+        let kept = reader.keep_apart;
+        feed_switching(reader, stream, &sizes.iter().map(|&size| (size, kept)).collect::<Vec<_>>())
+    }
+
+    /// The same; with each piece it is said whether lines are kept apart.
+    fn feed_switching(reader: &mut LineReader, mut stream: &[u8], pieces: &[(usize, bool)]) -> Vec<Item> {
+        let (mut items, mut pieces) = (Vec::new(), pieces.iter().cycle());
         while !stream.is_empty() {
+            let (size, keep_apart) = pieces.next().copied().unwrap_or((1, false));
+            reader.keep_apart(keep_apart);
             let room = reader.room();
-            let bytes = sizes.next().map_or(1, |&size| size.max(1)).min(room.len()).min(stream.len());
+            let bytes = size.max(1).min(room.len()).min(stream.len());
             room[..bytes].copy_from_slice(&stream[..bytes]);
             reader.filled(bytes);
             stream = &stream[bytes..];
@@ -271,6 +332,48 @@ mod tests {
             prop_assert_eq!(items, expected(&stream, max_line_bytes));
             prop_assert_eq!(reader.finish(), None);
         }
+
+        /// Neither does it matter when lines are kept apart, nor how their lengths lie to the sizes of mappings and blocks.
+        #[test]
+        fn keeping_apart_gives_the_same_lines(
+            lines in prop::collection::vec(
+                (prop_oneof![0..3_usize, 0..3000_usize, 4090..4100_usize], any::<u8>(), prop_oneof!["\n", "\r\n", "\r\r\n"]),
+                0..40,
+            ),
+            rest in 0..3000_usize,
+            pieces in prop::collection::vec((prop_oneof![1..100_usize, 1..20_000_usize], any::<bool>()), 1..10),
+            block_bytes in prop_oneof![1..5000_usize, 1..70_000_usize],
+            max_line_bytes in prop_oneof![0..4100_usize, Just(1 << 20)],
+        ) {
+            let mut stream = Vec::new();
+            for (bytes, filling, end) in lines {
+                stream.resize(stream.len() + bytes, filling);
+                stream.extend_from_slice(end.as_bytes());
+            }
+            stream.resize(stream.len() + rest, b'x');
+            let mut reader = LineReader::with_limits(block_bytes, max_line_bytes);
+            let mut items = feed_switching(&mut reader, &stream, &pieces);
+            items.extend(reader.finish());
+            prop_assert_eq!(items, expected(&stream, max_line_bytes));
+            prop_assert_eq!(reader.finish(), None);
+        }
+    }
+
+    /// Lines that are kept apart share a mapping, not the block; the unfinished one goes on in the block.
+    #[test]
+    fn lines_are_kept_apart() {
+        let mut reader = LineReader::new();
+        reader.keep_apart(true);
+        let mut stream = vec![b'x'; MIN_APART_BYTES];
+        stream.extend_from_slice(b"\r\ntwo\nthr");
+        let block = reader.room().as_ptr();
+        let mut items = feed(&mut reader, &stream, &[stream.len()]);
+        items.extend(feed(&mut reader, b"ee\n", &[3]));
+        let [Item::Line(one), Item::Line(two), Item::Line(three)] = &items[..] else { panic!("{items:?}") };
+        assert_eq!((&two[..], &three[..]), (&b"two "[..], &b"three "[..]));
+        assert_eq!(one.as_ptr() as usize % 4096, 0, "a mapping begins where a page does");
+        assert_eq!(two.as_ptr() as usize, one.as_ptr() as usize + MIN_APART_BYTES + 2);
+        assert_eq!(three.as_ptr() as usize, block as usize + MIN_APART_BYTES + 6);
     }
 
     /// Lines that came in one read share its block.
@@ -289,10 +392,17 @@ mod tests {
     fn a_huge_line_leaves_no_trace() {
         let mut stream = vec![b'x'; 20 << 20];
         stream.extend_from_slice(b"\nnext\n");
+        for keep_apart in [false, true] {
+            a_huge_line(&stream, keep_apart);
+        }
+    }
+
+    fn a_huge_line(stream: &[u8], keep_apart: bool) {
         let mut reader = LineReader::new();
+        reader.keep_apart(keep_apart);
         let mut blocks = 0;
         let mut last = std::ptr::null();
-        let mut rest = &stream[..];
+        let mut rest = stream;
         let mut items = Vec::new();
         while !rest.is_empty() {
             let start = reader.room().as_ptr();

@@ -15,9 +15,6 @@ use std::process::ExitCode;
 
 use cli::Invocation;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os().collect()) {
         Ok(Invocation::Hm(words)) => hm::run(words),

@@ -12,6 +12,10 @@ use hookbus_broker::{Broker, Message, Timestamp};
 
 use crate::writer::Writer;
 
+/// When this much waits, what comes now will wait long and is [kept apart](LineReader::keep_apart), in bytes. Less is left
+/// to malloc, which is faster and may keep that much.
+const BACKLOG_BYTES: usize = 4 << 20;
+
 /// What is to be done after a block of input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
@@ -54,6 +58,8 @@ impl Ingress {
     pub(crate) fn take_in(&mut self) -> Turn {
         let now = Timestamp::from(SystemTime::now());
         let mut turn = Turn::GoOn;
+        let waiting = self.broker.as_ref().map_or(self.batch_bytes, Broker::held_bytes);
+        self.lines.keep_apart(waiting > BACKLOG_BYTES);
         while let Some(item) = self.lines.next() {
             if self.item(item, now) == Turn::Finalize {
                 turn = Turn::Finalize;
