@@ -15,6 +15,9 @@
 //!   +-------+--------+---------+-----+------+-------+------------------------------+------+------+ side +---------+
 //! ```
 //!
+//! Where many wait, an arena is a mapping of its own (`BlockPtr::open_apart`), which goes back to the system when the block is
+//! freed. malloc would keep it: its heap shrinks from the top only, and the newest block, the open one, often lies there.
+//!
 //! # Who frees a block
 //!
 //! Each delivery of a record to a subscription is one reference to its block. The publisher counts those that it gives out in
@@ -31,6 +34,7 @@ use std::slice;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use memmap2::MmapMut;
 
 use crate::message::{Message, Offset, Origin, Timestamp};
 use crate::sync::{AtomicU64, AtomicUsize, Ordering};
@@ -72,6 +76,8 @@ pub(crate) struct Block {
     bytes: AtomicUsize,
     used: AtomicUsize,
     capacity: usize,
+    /// What the block lies in, unless malloc gave it.
+    map: Option<MmapMut>,
 }
 
 /// A block; a plain pointer, whose holder knows why it is valid.
@@ -95,18 +101,30 @@ impl BlockPtr {
         // SAFETY: the layout is not empty, it has a header.
         let raw = NonNull::new(unsafe { alloc(layout) }.cast::<Block>()).unwrap_or_else(|| handle_alloc_error(layout));
         let block = BlockPtr(raw);
-        block.reopen(capacity, base_offset, base_time);
+        block.reopen(capacity, base_offset, base_time, None);
+        block
+    }
+
+    /// The same, in a mapping of its own; where there are no more mappings, a block like any other.
+    pub(crate) fn open_apart(capacity: usize, base_offset: Offset, base_time: Timestamp) -> Self {
+        let map = MmapMut::map_anon(layout(capacity).size()).ok();
+        let Some((map, raw)) = map.and_then(|mut map| NonNull::new(map.as_mut_ptr()).map(|raw| (map, raw))) else {
+            return BlockPtr::open(capacity, base_offset, base_time);
+        };
+        // A mapping begins where a page does, so it is aligned, and stays there when its owner moves into it.
+        let block = BlockPtr(raw.cast::<Block>());
+        block.reopen(capacity, base_offset, base_time, Some(map));
         block
     }
 
     /// Makes a block that was [`emptied`](BlockPtr::empty) an open one again; its capacity stays.
     pub(crate) fn reuse(self, base_offset: Offset, base_time: Timestamp) {
         // SAFETY: the caller got it from `empty`, so nobody else has it.
-        let capacity = unsafe { (*self.0.as_ptr()).capacity };
-        self.reopen(capacity, base_offset, base_time);
+        let (capacity, map) = unsafe { ((*self.0.as_ptr()).capacity, (*self.0.as_ptr()).map.take()) };
+        self.reopen(capacity, base_offset, base_time, map);
     }
 
-    fn reopen(self, capacity: usize, base_offset: Offset, base_time: Timestamp) {
+    fn reopen(self, capacity: usize, base_offset: Offset, base_time: Timestamp, map: Option<MmapMut>) {
         // SAFETY: the memory is ours alone, just allocated or just emptied.
         unsafe {
             self.0.as_ptr().write(Block {
@@ -116,6 +134,7 @@ impl BlockPtr {
                 bytes: AtomicUsize::new(0),
                 used: AtomicUsize::new(0),
                 capacity,
+                map,
             });
         }
     }
@@ -245,11 +264,15 @@ impl BlockPtr {
     /// The block was emptied, and nobody has it any more.
     pub(crate) unsafe fn free(self) {
         let layout = layout(self.capacity());
-        // SAFETY: it was allocated by `open` with this layout; the header has nothing but atomics and numbers. Under loom
-        // these own something, so drop them.
+        // SAFETY: the header has nothing but atomics and numbers besides the map. Under loom these own something, so drop
+        // them. Without a map the block was allocated by `open` with this layout; else it goes with the map, at the end, when
+        // nothing in it is used any more.
         unsafe {
+            let map = (*self.0.as_ptr()).map.take();
             self.0.as_ptr().drop_in_place();
-            dealloc(self.0.as_ptr().cast(), layout);
+            if map.is_none() {
+                dealloc(self.0.as_ptr().cast(), layout);
+            }
         }
     }
 }

@@ -66,6 +66,8 @@ const BLOCK_PART: usize = 64;
 const WINDOW_MESSAGES: u64 = 1024;
 /// In a block of one record, payloads up to this size are copied into it rather than into an allocation of their own.
 const SINGLE_INLINE_BYTES: usize = 4096;
+/// When blocks hold more than this, in bytes, new ones get mappings of their own. Less may stay with malloc, which is faster.
+const BACKLOG_BYTES: usize = 4 << 20;
 /// Empty blocks kept for reuse.
 const POOL_BLOCKS: usize = 4;
 /// Messages of a batch that are published without letting go of the lock.
@@ -418,6 +420,9 @@ impl Shared {
             Some(block) => {
                 block.reuse(offset, time);
                 block
+            }
+            None if self.closed_bytes() > BACKLOG_BYTES => {
+                BlockPtr::open_apart(need.max(self.arena_bytes), offset, time)
             }
             None => BlockPtr::open(need.max(self.arena_bytes), offset, time),
         };

@@ -16,9 +16,9 @@
 //! - **Lines that wait.** malloc gives a block back to the system only from the top of its heap, and after a burst
 //!   something small always lies there: glibc's kept 325 MB of 400. So while lines are going to wait for long, which only
 //!   the caller knows ([`keep_apart`](LineReader::keep_apart)), the complete lines of each read are copied into an anonymous
-//!   mapping, which goes back to the system with the last of them. It takes whole pages, so what is smaller than half a page
-//!   stays in its block. Copying and mapping cost about what parsing does. Reading into the mapping would save the copy, but
-//!   then a mapping could not be just as long as its lines, nor take in a line of unknown length.
+//!   mapping, which goes back to the system with the last of them. It takes whole pages, so less than half a page is copied
+//!   into memory of malloc's, which is then just as long: a block that is kept for a few bytes would cost more. Reading into the
+//!   mapping would save the copy, but it could not be as long as its lines then.
 //! - **Bounds.** A line longer than the limit is dropped while it comes in, told as [`Item::TooLong`] at its end, and never
 //!   held.
 //! - **The blank.** Each line handed out is followed by one blank, where the newline was: the content of a RETRY message
@@ -133,6 +133,8 @@ impl LineReader {
     /// Sets the longest line that is handed out, from the next one on.
     pub fn set_max_line_bytes(&mut self, bytes: usize) {
         self.max_line_bytes = bytes;
+    }
+
     /// Says whether lines are going to be kept for long, many megabytes of them, from the next on. Then their memory is
     /// not malloc's, and back at the system as soon as the last of those that were read together is dropped. What is handed
     /// out is the same.
@@ -229,25 +231,26 @@ impl LineReader {
     }
 
     /// Copies the complete lines at the start of the block, the first of which has that many bytes, into a mapping of their
-    /// own. Where that is not worth it or fails, they stay where they are.
+    /// own.
     fn set_apart(&mut self, first: usize) {
         // A huge line stays alone here as well.
         let more = if self.grown { None } else { memrchr(b'\n', &self.block[first..self.filled]) };
         let lines = &self.block[..more.map_or(first, |at| first + at + 1)];
-        if lines.len() < MIN_APART_BYTES {
-            return;
-        }
-        // All of it is written at once, so have the pages at once, too.
-        let Ok(mut map) = MmapOptions::new().len(lines.len()).populate().map_anon() else { return };
-        map.copy_from_slice(lines);
-        // Once frozen it can't be written; `next` finds the newlines in the block.
-        for at in memchr_iter(b'\n', lines) {
-            map[at] = b' ';
-            if at > 0 && map[at - 1] == b'\r' {
-                map[at - 1] = b' ';
+        // All of it is written at once, so have the pages at once, too. Without a mapping malloc's memory has to do.
+        let map = (lines.len() >= MIN_APART_BYTES)
+            .then(|| MmapOptions::new().len(lines.len()).populate().map_anon().ok())
+            .flatten();
+        self.apart = match map {
+            Some(mut map) => {
+                copy_lines(lines, &mut map);
+                Bytes::from_owner(map)
             }
-        }
-        self.apart = Bytes::from_owner(map);
+            None => {
+                let mut copy = vec![0; lines.len()];
+                copy_lines(lines, &mut copy);
+                copy.into()
+            }
+        };
     }
 
     /// Drops what was read, and the block if it is large.
@@ -265,6 +268,17 @@ impl LineReader {
         let mut block = BytesMut::zeroed(bytes);
         block[..self.filled].copy_from_slice(&self.block[..self.filled]);
         self.block = block;
+    }
+}
+
+/// Copies lines with the blanks that they are handed out with, because what is frozen can't be written.
+fn copy_lines(lines: &[u8], copy: &mut [u8]) {
+    copy.copy_from_slice(lines);
+    for at in memchr_iter(b'\n', lines) {
+        copy[at] = b' ';
+        if at > 0 && copy[at - 1] == b'\r' {
+            copy[at - 1] = b' ';
+        }
     }
 }
 
