@@ -67,7 +67,7 @@ const WINDOW_MESSAGES: u64 = 1024;
 /// In a block of one record, payloads up to this size are copied into it rather than into an allocation of their own.
 const SINGLE_INLINE_BYTES: usize = 4096;
 /// When blocks hold more than this, in bytes, new ones get mappings of their own. Less may stay with malloc, which is faster.
-const BACKLOG_BYTES: usize = 4 << 20;
+const BACKLOG_BYTES: usize = 1 << 20;
 /// Empty blocks kept for reuse.
 const POOL_BLOCKS: usize = 4;
 /// Messages of a batch that are published without letting go of the lock.

@@ -4,7 +4,8 @@
 //! oned starts a driver and writes one line an event to its standard input: `EXECUTE  -1 <base64 of an XML text>`. The way
 //! of such a line is
 //!
-//! 1. [`LineReader`] cuts what was read into lines that share the block they were read into, so no text is copied.
+//! 1. [`LineReader`] cuts what was read into lines that share the block they were read into, so no text is copied, unless the
+//!    caller says that they are going to wait for long.
 //! 2. [`Parser::line`] decodes the base64 into a buffer of its own, reads the few header fields that name the event
 //!    ([`Event`]), and makes a [`Message`](hookbus_broker::Message): OpenNebula's keys, and the base64 text as it came.
 //! 3. The broker has it.

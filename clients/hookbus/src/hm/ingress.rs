@@ -13,8 +13,8 @@ use hookbus_broker::{Broker, Message, Timestamp};
 use crate::writer::Writer;
 
 /// When this much waits, what comes now will wait long and is [kept apart](LineReader::keep_apart), in bytes. Less is left
-/// to malloc, which is faster and may keep that much.
-const BACKLOG_BYTES: usize = 4 << 20;
+/// to malloc, which is faster and may keep some times that much: a block is held for each message that waits in it.
+const BACKLOG_BYTES: usize = 1 << 20;
 
 /// What is to be done after a block of input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
