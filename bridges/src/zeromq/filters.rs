@@ -7,9 +7,12 @@ use hookbus_broker::SubscriptionHandle;
 
 use super::codec::ProtocolError;
 
-/// The subscriptions of one peer: a set. libzmq's SUB and XSUB count for themselves; they send every subscription, but one
-/// cancellation only, when the last of its kind goes. A publisher that counted as well would keep for ever what was
-/// subscribed to twice, so libzmq's doesn't, nor do we.
+/// The subscriptions of one peer, counted: what was subscribed to twice must be cancelled twice.
+///
+/// That is so for the user of any ZeroMQ socket, but who counts differs. libzmq's SUB and XSUB do it themselves: they send
+/// every subscription, but one cancellation only, when the last of its kind goes. A publisher that counted as well would keep
+/// for ever what such a peer had subscribed to twice, so for those ([`PeerInfo::libzmq`](super::codec::PeerInfo::libzmq)) it is a
+/// set, as it is in libzmq's publisher. For all others the count is kept here.
 ///
 /// Changes are gathered and handed to the broker once for all that one read brought, so that 100,000 SUBSCRIBE commands
 /// at connect are a few dozen changes of its tree. Only the difference is handed over: a prefix that came and went
@@ -21,6 +24,8 @@ pub(crate) struct Filters {
     touched: Vec<Arc<[u8]>>,
     bytes: usize,
     limits: FilterLimits,
+    /// Whether the peer leaves the counting to us.
+    counting: bool,
 }
 
 /// How much a peer may subscribe to.
@@ -32,14 +37,19 @@ pub(crate) struct FilterLimits {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
-    subscribed: bool,
+    subscribed: u64,
     /// Whether the broker has it.
     applied: bool,
 }
 
 impl Filters {
     pub(crate) fn new(limits: FilterLimits) -> Self {
-        Filters { states: HashMap::new(), touched: Vec::new(), bytes: 0, limits }
+        Filters { states: HashMap::new(), touched: Vec::new(), bytes: 0, limits, counting: true }
+    }
+
+    /// Says whether the peer leaves the counting to us; it does unless this is said, before the first subscription.
+    pub(crate) fn set_counting(&mut self, counting: bool) {
+        self.counting = counting;
     }
 
     /// How many different ones there are.
@@ -49,7 +59,7 @@ impl Filters {
 
     pub(crate) fn subscribe(&mut self, prefix: &[u8]) -> Result<(), ProtocolError> {
         if let Some(state) = self.states.get_mut(prefix) {
-            state.subscribed = true;
+            state.subscribed = if self.counting { state.subscribed + 1 } else { 1 };
             // Cancelled earlier in this read: it stands among the touched already, and applying looks at what it is then.
             return Ok(());
         }
@@ -62,7 +72,7 @@ impl Filters {
         let prefix: Arc<[u8]> = prefix.into();
         self.bytes += prefix.len();
         self.touched.push(Arc::clone(&prefix));
-        self.states.insert(prefix, State { subscribed: true, applied: false });
+        self.states.insert(prefix, State { subscribed: 1, applied: false });
         Ok(())
     }
 
@@ -71,10 +81,12 @@ impl Filters {
         let Some((stored, _)) = self.states.get_key_value(prefix) else { return };
         let stored = Arc::clone(stored);
         if let Some(state) = self.states.get_mut(prefix)
-            && state.subscribed
+            && state.subscribed > 0
         {
-            state.subscribed = false;
-            self.touched.push(stored);
+            state.subscribed -= 1;
+            if state.subscribed == 0 {
+                self.touched.push(stored);
+            }
         }
     }
 
@@ -86,7 +98,7 @@ impl Filters {
         let (mut added, mut removed) = (Vec::new(), Vec::new());
         for prefix in self.touched.drain(..) {
             let Some(state) = self.states.get_mut(&prefix) else { continue };
-            match (state.subscribed, state.applied) {
+            match (state.subscribed > 0, state.applied) {
                 (true, true) => continue,
                 (true, false) => {
                     state.applied = true;
@@ -112,7 +124,7 @@ impl Filters {
 
     /// Whether one that is not empty matches the key: for what only those get who ask for it by name.
     pub(crate) fn names(&self, key: &[u8]) -> bool {
-        (1..=key.len()).any(|length| self.states.get(&key[..length]).is_some_and(|state| state.subscribed))
+        (1..=key.len()).any(|length| self.states.get(&key[..length]).is_some_and(|state| state.subscribed > 0))
     }
 }
 
@@ -125,22 +137,26 @@ mod tests {
     const ROOMY: FilterLimits = FilterLimits { filters: 100, bytes: 1000 };
 
     #[test]
-    fn twice_subscribed_is_once_cancelled() {
-        let broker = Broker::default();
-        let subscription = broker.subscribe(SubscribeOptions::new("peer"));
-        let prefixes = || subscription.handle().stats().unwrap().prefixes;
-        let mut filters = Filters::new(ROOMY);
-        filters.subscribe(b"A").unwrap();
-        filters.subscribe(b"A").unwrap();
-        filters.apply(subscription.handle());
-        assert_eq!((prefixes(), filters.len(), filters.bytes), (1, 1, 1));
-        // All that libzmq sends after two subscriptions and two cancellations.
-        filters.cancel(b"A");
-        filters.apply(subscription.handle());
-        assert_eq!((prefixes(), filters.len(), filters.bytes), (0, 0, 0));
-        filters.cancel(b"A");
-        filters.apply(subscription.handle());
-        assert_eq!((prefixes(), filters.len(), filters.bytes), (0, 0, 0));
+    fn twice_subscribed_is_twice_cancelled_unless_the_peer_counts() {
+        for (counting, cancellations) in [(true, 2), (false, 1)] {
+            let broker = Broker::default();
+            let subscription = broker.subscribe(SubscribeOptions::new("peer"));
+            let prefixes = || subscription.handle().stats().unwrap().prefixes;
+            let mut filters = Filters::new(ROOMY);
+            filters.set_counting(counting);
+            filters.subscribe(b"A").unwrap();
+            filters.subscribe(b"A").unwrap();
+            for _ in 0..cancellations {
+                filters.apply(subscription.handle());
+                assert_eq!((prefixes(), filters.len(), filters.bytes), (1, 1, 1));
+                filters.cancel(b"A");
+            }
+            filters.apply(subscription.handle());
+            assert_eq!((prefixes(), filters.len(), filters.bytes), (0, 0, 0));
+            filters.cancel(b"A");
+            filters.apply(subscription.handle());
+            assert_eq!((prefixes(), filters.len(), filters.bytes), (0, 0, 0));
+        }
     }
 
     #[test]

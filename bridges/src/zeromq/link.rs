@@ -206,8 +206,9 @@ impl Link {
                 }
                 ready!(self.poll_events(cx, &mut |event| match event {
                     Event::Ready(info) => {
-                        peer = Some(info);
-                        Ok(())
+                        peer = Some(info.clone());
+                        // What it has to say depends on who it is.
+                        on_event(Event::Ready(info))
                     }
                     other => on_event(other),
                 }))?;

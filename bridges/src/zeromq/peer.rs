@@ -69,7 +69,8 @@ fn on_event(filters: &mut Filters, event: &Event<'_>) -> Result<(), Closed> {
     match event {
         Event::Subscribe(prefix) => filters.subscribe(prefix)?,
         Event::Cancel(prefix) => filters.cancel(prefix),
-        Event::Ready(_) | Event::Ping { .. } | Event::Pong | Event::Frame { .. } => {}
+        Event::Ready(peer) => filters.set_counting(!peer.libzmq),
+        Event::Ping { .. } | Event::Pong | Event::Frame { .. } => {}
     }
     Ok(())
 }

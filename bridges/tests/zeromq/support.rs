@@ -58,9 +58,9 @@ pub(crate) fn from_base64(bytes: &[u8]) -> Vec<u8> {
     STANDARD.decode(bytes).unwrap()
 }
 
-/// A greeting and READY, as bytes.
+/// A greeting and READY, as bytes, of a peer that is not libzmq's kind.
 pub(crate) fn hello(minor: u8, socket_type: &str) -> Vec<u8> {
-    let mut bytes = Greeting { minor, ..Greeting::ours("NULL", false) }.to_bytes().to_vec();
+    let mut bytes = Greeting { minor, libzmq: false, ..Greeting::ours("NULL", false) }.to_bytes().to_vec();
     Metadata { socket_type: socket_type.into(), identity: Vec::new() }.put_ready(&mut bytes);
     bytes
 }

@@ -81,6 +81,9 @@ pub struct PeerInfo {
     pub socket_type: String,
     /// What it calls itself; usually nothing.
     pub identity: Vec<u8>,
+    /// Whether it greets as libzmq does, and those made after it. They count their subscriptions themselves: two of a kind go
+    /// out as two SUBSCRIBE, and both cancelled as one CANCEL. From others, two want two.
+    pub libzmq: bool,
 }
 
 /// What came out of the bytes.
@@ -142,7 +145,7 @@ pub struct Connection {
 #[derive(Debug)]
 enum State {
     Greeting(GreetingReader),
-    Handshake { minor: u8, handshake: Box<dyn Handshake> },
+    Handshake { minor: u8, libzmq: bool, handshake: Box<dyn Handshake> },
     Traffic,
 }
 
@@ -212,7 +215,7 @@ impl Connection {
                 handshake.start(&self.metadata(), &mut self.output);
                 // Who speaks a later major version speaks 3.1 with us.
                 let minor = if greeting.major > 3 { 1 } else { greeting.minor };
-                self.state = State::Handshake { minor, handshake };
+                self.state = State::Handshake { minor, libzmq: greeting.libzmq, handshake };
                 Ok(None)
             }
             State::Handshake { .. } => {
@@ -221,7 +224,9 @@ impl Connection {
                     return Err(ProtocolError::EarlyMessage);
                 }
                 let ours = self.metadata();
-                let State::Handshake { minor, handshake } = &mut self.state else { unreachable!("matched above") };
+                let State::Handshake { minor, libzmq, handshake } = &mut self.state else {
+                    unreachable!("matched above")
+                };
                 let command = Command::parse(&frame.body)?;
                 let Some(theirs) = handshake.command(command, &ours, &mut self.output)? else { return Ok(None) };
                 let socket_type = self.settings.socket_type;
@@ -229,8 +234,12 @@ impl Connection {
                     let theirs = printable(&theirs.socket_type);
                     return Err(ProtocolError::WrongSocketType { theirs, ours: socket_type.name() });
                 }
-                let peer =
-                    PeerInfo { minor: *minor, socket_type: printable(&theirs.socket_type), identity: theirs.identity };
+                let peer = PeerInfo {
+                    minor: *minor,
+                    socket_type: printable(&theirs.socket_type),
+                    identity: theirs.identity,
+                    libzmq: *libzmq,
+                };
                 self.frames.set_limit(self.settings.frame_limit);
                 self.state = State::Traffic;
                 Ok(Some(Progress::Done(peer)))

@@ -29,6 +29,8 @@ pub struct Greeting {
     pub mechanism: [u8; 20],
     /// Whether the peer acts as the server of the security mechanism. Means nothing for NULL.
     pub as_server: bool,
+    /// Whether the padding is libzmq's: all zero but the last byte, which is 1.
+    pub libzmq: bool,
 }
 
 impl Greeting {
@@ -36,7 +38,7 @@ impl Greeting {
     pub fn ours(mechanism: &str, as_server: bool) -> Self {
         let mut name = [0; 20];
         name.iter_mut().zip(mechanism.bytes()).for_each(|(to, from)| *to = from);
-        Greeting { major: 3, minor: 1, mechanism: name, as_server }
+        Greeting { major: 3, minor: 1, mechanism: name, as_server, libzmq: true }
     }
 
     /// The bytes to send.
@@ -44,7 +46,7 @@ impl Greeting {
         let mut bytes = [0; GREETING_BYTES];
         bytes[0] = 0xff;
         // The padding is the length of an identity frame to a peer of ZMTP 1.0; libzmq puts 1 there, and so do we.
-        bytes[8] = 1;
+        bytes[8] = u8::from(self.libzmq);
         bytes[9] = 0x7f;
         bytes[10] = self.major;
         bytes[11] = self.minor;
@@ -101,6 +103,7 @@ impl GreetingReader {
             minor: self.bytes[11],
             mechanism,
             as_server: self.bytes[32] & 1 == 1,
+            libzmq: self.bytes[1..9] == [0, 0, 0, 0, 0, 0, 0, 1],
         }))
     }
 

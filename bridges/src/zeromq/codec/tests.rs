@@ -61,7 +61,7 @@ fn hello(minor: u8, socket_type: &str) -> Vec<u8> {
 }
 
 fn ready(minor: u8, socket_type: &str) -> Event<'static> {
-    Event::Ready(PeerInfo { minor, socket_type: socket_type.into(), identity: Vec::new() })
+    Event::Ready(PeerInfo { minor, socket_type: socket_type.into(), identity: Vec::new(), libzmq: true })
 }
 
 fn subscribe(prefix: &[u8]) -> Event<'_> {
@@ -244,7 +244,7 @@ fn metadata_is_read_without_regard_to_case_and_order() {
     let mut bytes = Greeting::ours("NULL", false).to_bytes().to_vec();
     let data = b"\x08identity\0\0\0\x02me\x05X-Foo\0\0\0\x01x\x0bSOCKET-TYPE\0\0\0\x03SUB";
     bytes.extend(long_command("READY", data));
-    let expected = PeerInfo { minor: 1, socket_type: "SUB".into(), identity: b"me".into() };
+    let expected = PeerInfo { minor: 1, socket_type: "SUB".into(), identity: b"me".into(), libzmq: true };
     assert_eq!(feed(publisher(), [&bytes[..]]).events, [Event::Ready(expected)]);
 }
 
