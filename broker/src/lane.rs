@@ -10,7 +10,7 @@
 //! run reaches to the loaded tail; if not, the reader looks the entries up, under their lock.
 //!
 //! Entries are dropped when all who have to read them have passed. A subscription that stops reading would hold them
-//! back for all, therefore it is moved to a lane of its own when it overflows (see `publish.rs`). So a lane that is
+//! back for all, therefore it is moved to a lane of its own when it overflows (see `publish/`). So a lane that is
 //! shared never has a member that is dropping.
 
 #![allow(unsafe_code)] // What publishers own is behind the publish lock instead of a lock of its own.

@@ -5,7 +5,8 @@
 //! 1. finds the groups whose prefixes match, in the prefix tree (`tree.rs`, `group.rs`);
 //! 2. looks at their lanes (`lane.rs`): does any reach a high-water mark, and which take the message from the open block,
 //!    which as a record of its own;
-//! 3. where a high-water mark is reached, applies the policies of the members that are full, all or none of them;
+//! 3. where a high-water mark is reached, applies the policies of the members that are full, all or none of them (`overflow.rs`,
+//!    and `moves.rs` for those that get a lane of their own);
 //! 4. writes the record once (`block.rs`) and puts it into each lane, mostly by moving the lane's `tail`;
 //! 5. looks once for members that wait, and wakes them after the lock is released.
 //!
@@ -37,6 +38,9 @@
 
 #![allow(unsafe_code)] // What publishers own is behind the publish lock; see `lane::Published`.
 
+mod moves;
+mod overflow;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
@@ -47,12 +51,12 @@ use crossbeam_epoch::Guard;
 use smallvec::SmallVec;
 
 use crate::block::{BlockPtr, INLINE_BYTES, record_size};
-use crate::error::{EndReason, PublishError, TryPublishError};
+use crate::error::{PublishError, TryPublishError};
 use crate::group::{Group, GroupRef, Index, Sets};
 use crate::lane::{ALL_KEYS, Feed, Lane};
-use crate::member::{Cursor, Dropping, Hole, Member, Taken};
-use crate::message::{Gap, MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES, Message, Offset, Timestamp};
-use crate::options::{BrokerOptions, Overflow};
+use crate::member::Member;
+use crate::message::{MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES, Message, Offset, Timestamp};
+use crate::options::BrokerOptions;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 use crate::tree::PrefixTree;
 
@@ -479,206 +483,6 @@ impl Shared {
         // SAFETY: just emptied, and ours alone.
         unsafe { block.free() };
     }
-
-    /// Applies the policies of members that are full. Returns false where the publisher has to wait; nothing was changed then.
-    fn make_room(
-        &self,
-        p: &mut Publishing,
-        size: usize,
-        short: bool,
-        pressure: Pressure,
-        waiter: Option<&Arc<Waiter>>,
-    ) -> bool {
-        let hits = std::mem::take(&mut p.hits);
-        let done = self.make_room_in(p, &hits, size, short, pressure, waiter);
-        p.hits = hits;
-        done
-    }
-
-    fn make_room_in(
-        &self,
-        p: &mut Publishing,
-        hits: &[Hit],
-        size: usize,
-        short: bool,
-        pressure: Pressure,
-        waiter: Option<&Arc<Waiter>>,
-    ) -> bool {
-        if pressure == Pressure::Refuse {
-            let mut refused = false;
-            for lane in hits.iter().flat_map(Hit::lanes) {
-                // SAFETY: we hold the publish lock, and look at one lane at a time.
-                let feed = unsafe { lane.feed.get() };
-                if feed.active > 0 && feed.is_over(&lane, size as u64) {
-                    for member in feed.members.iter().filter(|m| m.blocks()) {
-                        refused |= refuses(member, waiter, |c| member.is_full(c, feed.bytes, size as u64));
-                    }
-                }
-            }
-            if refused {
-                return false;
-            }
-        }
-        if short && !self.relieve(p, hits, size, pressure, waiter) {
-            return false;
-        }
-        for lane in hits.iter().flat_map(Hit::lanes) {
-            // SAFETY: as above.
-            let feed = unsafe { lane.feed.get() };
-            if feed.active == 0 || !feed.is_over(&lane, size as u64) {
-                continue;
-            }
-            for member in feed.members.clone() {
-                self.overflow(p, &member, size as u64);
-            }
-            // SAFETY: as above; `overflow` is done with it.
-            unsafe { lane.feed.get() }.refresh();
-        }
-        true
-    }
-
-    /// Applies the policy of a member, if it is full.
-    fn overflow(&self, p: &mut Publishing, member: &Arc<Member>, size: u64) {
-        let mut cursor = member.cursor.lock();
-        // SAFETY: we hold the publish lock, and no other feed.
-        let bytes = unsafe { cursor.lane.feed.get() }.bytes;
-        if cursor.dropping.is_some() || !member.is_full(&cursor, bytes, size) {
-            return;
-        }
-        match member.options.overflow {
-            Overflow::DropNewest => {
-                p.set_apart(member, &mut cursor);
-                p.start_dropping(member, &mut cursor);
-            }
-            Overflow::DropOldest | Overflow::Block => {
-                p.set_apart(member, &mut cursor);
-                let mut taken = Taken::default();
-                while member.is_full(&cursor, bytes, size) {
-                    cursor.drop_oldest(&mut taken);
-                }
-                member.tell_limits(&cursor);
-                drop(cursor);
-                self.release(&mut taken.pins);
-            }
-            Overflow::Disconnect => {
-                let offset = Offset::new(p.next);
-                cursor.tell_one(offset);
-                p.end(member, &mut cursor, EndReason::Overflowed);
-            }
-        }
-    }
-
-    /// Makes room below `max_bytes`, at the cost of those farthest behind. Returns false where the publisher has to wait.
-    fn relieve(
-        &self,
-        p: &mut Publishing,
-        hits: &[Hit],
-        size: usize,
-        pressure: Pressure,
-        waiter: Option<&Arc<Waiter>>,
-    ) -> bool {
-        if size + self.arena_bytes > self.options.max_bytes {
-            // It can't be kept whatever goes: all are told.
-            for lane in hits.iter().flat_map(Hit::lanes) {
-                // SAFETY: we hold the publish lock, and look at one lane at a time.
-                let feed = unsafe { lane.feed.get() };
-                feed.last = Offset::new(p.next);
-                if feed.active == 0 {
-                    lane.pass_over(feed);
-                    continue;
-                }
-                for member in &feed.members {
-                    member.cursor.lock().tell_one(Offset::new(p.next));
-                }
-                p.touched.push(NonNull::from(&*lane));
-            }
-            // The lanes must not take it, so nobody matches.
-            for hit in hits {
-                // SAFETY: we hold the publish lock; hits are of this message, so their groups live.
-                unsafe { hit.0.as_ref().fan.get() }.mask = 0;
-            }
-            return true;
-        }
-        // Some more than is needed, so that this is not done for each message.
-        let enough = self.options.max_bytes - self.options.max_bytes / BLOCK_PART;
-        let mut evicting = false;
-        loop {
-            let total = self.total(p) + self.arena_bytes + size;
-            if total <= if evicting { enough } else { self.options.max_bytes } {
-                return true;
-            }
-            let farthest =
-                p.members.values().map(|m| (m.cursor.lock().queued_bytes(), m)).max_by_key(|&(bytes, _)| bytes);
-            let Some(member) = farthest.filter(|&(bytes, _)| bytes > 0).map(|(_, m)| Arc::clone(m)) else {
-                return true;
-            };
-            let mut cursor = member.cursor.lock();
-            let idle = cursor.dropping.is_some() || member.end_reason().is_some() || !p.has_group(&member);
-            if !idle && member.blocks() && pressure == Pressure::Refuse {
-                drop(cursor);
-                if refuses(&member, waiter, |c| c.queued() > 0) {
-                    return false;
-                }
-                continue;
-            }
-            if !idle {
-                match member.options.overflow {
-                    Overflow::DropNewest => {
-                        p.set_apart(&member, &mut cursor);
-                        p.start_dropping(&member, &mut cursor);
-                        // SAFETY: we hold the publish lock, and look at one lane at a time.
-                        let wants = |lane: Arc<Lane>| unsafe { lane.feed.get() }.active > 0;
-                        if !hits.iter().flat_map(Hit::lanes).any(wants) {
-                            return true; // nobody is left to keep it for
-                        }
-                        continue;
-                    }
-                    Overflow::Disconnect => {
-                        p.end(&member, &mut cursor, EndReason::Overflowed);
-                        continue;
-                    }
-                    Overflow::DropOldest | Overflow::Block => p.set_apart(&member, &mut cursor),
-                }
-            }
-            evicting = true;
-            self.close_open(p); // else what is evicted from it stays
-            let mut taken = Taken::default();
-            for _ in 0..64 {
-                if cursor.queued() > 0 {
-                    cursor.drop_oldest(&mut taken);
-                }
-            }
-            member.tell_limits(&cursor);
-            drop(cursor);
-            self.release(&mut taken.pins);
-        }
-    }
-
-    /// Lets a member that was dropping take messages again, and puts the gap into its stream.
-    pub(crate) fn stop_dropping(&self, member: &Arc<Member>) {
-        self.with_publishing(|p| p.stop_dropping(&mut member.cursor.lock(), member));
-    }
-
-    /// Brings a member that stands apart, and has read everything, back to where the others of its group are.
-    pub(crate) fn rejoin(&self, member: &Arc<Member>) {
-        self.with_publishing(|p| {
-            let mut cursor = member.cursor.lock();
-            // SAFETY: we hold the publish lock; one fan, then one feed at a time.
-            let group = unsafe { member.group.get() }.clone();
-            let Some(group) = group.filter(|_| !cursor.has_any() && member.end_reason().is_none()) else { return };
-            // SAFETY: as above.
-            let fan = unsafe { group.fan.get() };
-            member.apart.store(false, Ordering::Relaxed);
-            match fan.main.clone() {
-                None => fan.main = Some(Arc::clone(&cursor.lane)),
-                Some(main) if Arc::ptr_eq(&main, &cursor.lane) => {}
-                Some(main) => {
-                    p.take_out(member, &mut cursor);
-                    p.put_in(&main, member, &mut cursor);
-                }
-            }
-        });
-    }
 }
 
 /// A block of this one record, and what it costs in bytes. `detach` asks for a copy of the payload.
@@ -699,20 +503,6 @@ fn single(message: &Message, time: Timestamp, offset: Offset, detach: bool) -> (
 
 /// The serial number under which single records are put into a lane; the run never goes on.
 const NO_SERIAL: u64 = u64::MAX;
-
-/// Whether a member makes the publisher wait; then the waiter, if there is one, will be told.
-fn refuses(member: &Arc<Member>, waiter: Option<&Arc<Waiter>>, full: impl Fn(&Cursor) -> bool) -> bool {
-    let mut cursor = member.cursor.lock();
-    if !full(&cursor) {
-        return false;
-    }
-    if let Some(waiter) = waiter {
-        waiter.remaining.fetch_add(1, Ordering::Relaxed);
-        cursor.waiters.retain(|w| w.strong_count() > 0);
-        cursor.waiters.push(Arc::downgrade(waiter));
-    }
-    true
-}
 
 fn check(message: &Message) -> Result<(), PublishError> {
     let (count, length, payload) = (message.keys.ends.len(), message.keys.bytes.len(), message.payload.len());
@@ -824,203 +614,6 @@ impl Publishing {
                 }
             }
         }
-    }
-
-    /// Leaves a member to be woken whatever it waits for.
-    fn rouse(&mut self, member: &Arc<Member>, cursor: &Cursor) {
-        if member.listed.swap(false, Ordering::Relaxed) {
-            let mut sleeping = cursor.lane.sleeping.lock();
-            sleeping.retain(|m| !Arc::ptr_eq(m, member));
-            cursor.lane.sleepers.store(sleeping.len(), Ordering::Relaxed);
-        }
-        self.wake.extend(member.waker.lock().take());
-    }
-
-    /// Puts a member that has nothing queued into a lane, at its end.
-    pub(crate) fn put_in(&mut self, lane: &Arc<Lane>, member: &Arc<Member>, cursor: &mut Cursor) {
-        // SAFETY: we hold the publish lock, and no other feed.
-        let feed = unsafe { lane.feed.get() };
-        feed.run_serial = 0; // it starts reading at the start of a run
-        feed.members.push(Arc::clone(member));
-        feed.active += 1;
-        cursor.join(Arc::clone(lane), feed.bytes);
-        member.tell_limits(cursor);
-        feed.refresh();
-    }
-
-    /// Takes a member that has nothing queued out of its lane.
-    fn take_out(&mut self, member: &Arc<Member>, cursor: &mut Cursor) {
-        self.rouse(member, cursor);
-        cursor.lane.entries.lock().leave(cursor.entry);
-        // SAFETY: we hold the publish lock, and no other feed.
-        let feed = unsafe { cursor.lane.feed.get() };
-        feed.members.retain(|m| !Arc::ptr_eq(m, member));
-        feed.active = feed.active.min(feed.members.len() as u32);
-        if feed.members.is_empty() {
-            self.remove_lane(member, &cursor.lane);
-        }
-    }
-
-    /// Takes a lane out of the group of its last member.
-    fn remove_lane(&mut self, member: &Member, lane: &Arc<Lane>) {
-        self.touched.retain(|touched| !std::ptr::eq(touched.as_ptr(), &raw const **lane));
-        // SAFETY: we hold the publish lock; one group, then one fan.
-        let Some(group) = (unsafe { member.group.get() }) else { return };
-        // SAFETY: as above.
-        let fan = unsafe { group.fan.get() };
-        fan.lanes.retain(|l| !Arc::ptr_eq(l, lane));
-        fan.main.take_if(|main| Arc::ptr_eq(main, lane));
-    }
-
-    /// Gives a member a lane of its own, which goes on where it stands, outside of any group.
-    fn detach(&mut self, member: &Arc<Member>, cursor: &mut Cursor) {
-        self.rouse(member, cursor);
-        // SAFETY: we hold the publish lock, and no other feed.
-        let feed = unsafe { cursor.lane.feed.get() };
-        if feed.members.len() == 1 {
-            self.remove_lane(member, &cursor.lane);
-            return;
-        }
-        let mut entries = cursor.lane.entries.lock();
-        let own = entries.tail_for_one(cursor.entry);
-        entries.leave(cursor.entry);
-        drop(entries);
-        let tail = cursor.lane.tail.load(Ordering::Relaxed);
-        let lane = Arc::new(Lane::going_on(feed.match_all, tail, feed.bytes, feed.last, own));
-        feed.members.retain(|m| !Arc::ptr_eq(m, member));
-        feed.active -= 1;
-        // SAFETY: the lane is new.
-        let new = unsafe { lane.feed.get() };
-        (new.dense, new.window, new.window_messages, new.window_bytes) =
-            (feed.dense, feed.window, feed.window_messages, feed.window_bytes);
-        new.members.push(Arc::clone(member));
-        new.active = 1;
-        new.refresh();
-        cursor.lane = lane;
-    }
-
-    /// Gives a member that overflows a lane of its own in its group, and lets nobody join it.
-    fn set_apart(&mut self, member: &Arc<Member>, cursor: &mut Cursor) {
-        if member.apart.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        self.detach(member, cursor);
-        // SAFETY: we hold the publish lock; one group, then one fan.
-        if let Some(group) = unsafe { member.group.get() } {
-            // SAFETY: as above.
-            unsafe { group.fan.get() }.lanes.push(Arc::clone(&cursor.lane));
-        }
-    }
-
-    /// Puts a new member into the main lane of its group, or into `lane` where there is none.
-    pub(crate) fn settle(&mut self, member: &Arc<Member>, group: Option<Arc<Group>>, lane: Arc<Lane>) {
-        let mut cursor = member.cursor.lock();
-        let lane = group.as_ref().map_or(Arc::clone(&lane), |group| {
-            // SAFETY: we hold the publish lock, and no other fan.
-            let fan = unsafe { group.fan.get() };
-            Arc::clone(fan.main.get_or_insert_with(|| {
-                fan.lanes.push(Arc::clone(&lane));
-                lane
-            }))
-        });
-        self.put_in(&lane, member, &mut cursor);
-        // SAFETY: we hold the publish lock, and have no other group.
-        *unsafe { member.group.get() } = group;
-    }
-
-    fn has_group(&self, member: &Member) -> bool {
-        // SAFETY: we hold the publish lock, and have no other group.
-        unsafe { member.group.get() }.is_some()
-    }
-
-    /// The group of a member, if it has any prefixes; `None` for a member that is gone.
-    pub(crate) fn group_of(&self, member: &Member) -> Option<Option<Arc<Group>>> {
-        // SAFETY: we hold the publish lock, and have no other group.
-        self.members.contains_key(&member.id).then(|| unsafe { member.group.get() }.clone())
-    }
-
-    /// Takes a member that has ended off the list, and out of its group.
-    pub(crate) fn forget(&mut self, member: &Arc<Member>, cursor: &Cursor) -> Option<Arc<Group>> {
-        self.members.remove(&member.id);
-        self.rouse(member, cursor);
-        // Its lane knows it and it knows its lane: one of them has to let go.
-        // SAFETY: we hold the publish lock, and no other feed.
-        unsafe { cursor.lane.feed.get() }.members.clear();
-        // SAFETY: we hold the publish lock, and have no other group.
-        unsafe { member.group.get() }.take()
-    }
-
-    /// Brings a member over to another group, or to none; what is queued stays queued.
-    pub(crate) fn transfer(&mut self, member: &Arc<Member>, to: Option<Arc<Group>>) {
-        let mut cursor = member.cursor.lock();
-        if member.end_reason().is_none() {
-            self.detach(member, &mut cursor);
-            if let Some(group) = &to {
-                // SAFETY: we hold the publish lock; one feed, then one fan.
-                unsafe { cursor.lane.feed.get() }.match_all = group.matches_all();
-                // SAFETY: as above.
-                let fan = unsafe { group.fan.get() };
-                fan.lanes.push(Arc::clone(&cursor.lane));
-                let main = fan.main.is_none() && cursor.dropping.is_none();
-                if main {
-                    fan.main = Some(Arc::clone(&cursor.lane));
-                }
-                member.apart.store(!main, Ordering::Relaxed);
-            } else {
-                member.apart.store(false, Ordering::Relaxed);
-            }
-        }
-        // SAFETY: we hold the publish lock, and have no other group.
-        *unsafe { member.group.get() } = to;
-    }
-
-    /// From here on, messages are dropped for this member, which has a lane of its own.
-    fn start_dropping(&mut self, member: &Arc<Member>, cursor: &mut Cursor) {
-        let at = cursor.lane.tail.load(Ordering::Relaxed);
-        cursor.dropping = Some(Dropping { at, first: Offset::new(self.next) });
-        // SAFETY: we hold the publish lock, and no other feed.
-        unsafe { cursor.lane.feed.get() }.active = 0;
-        self.rouse(member, cursor);
-    }
-
-    fn stop_dropping(&mut self, cursor: &mut Cursor, member: &Arc<Member>) {
-        let Some(dropping) = cursor.dropping.take() else { return };
-        let resume = cursor.lane.tail.load(Ordering::Relaxed);
-        // SAFETY: we hold the publish lock, and no other feed.
-        let feed = unsafe { cursor.lane.feed.get() };
-        let count = resume - dropping.at;
-        if count > 0 {
-            let gap = Gap { first: dropping.first, last: feed.last, count };
-            cursor.holes.push_back(Hole { at: dropping.at, resume, gap });
-            cursor.skipped += count;
-            cursor.dropped += count;
-        }
-        feed.run_serial = 0;
-        feed.active = 1;
-        member.tell_limits(cursor);
-        feed.refresh();
-    }
-
-    /// Ends a member: nothing more is queued for it.
-    pub(crate) fn end(&mut self, member: &Arc<Member>, cursor: &mut Cursor, reason: EndReason) {
-        if member.end_reason().is_some() {
-            return;
-        }
-        self.stop_dropping(cursor, member);
-        self.detach(member, cursor);
-        // SAFETY: we hold the publish lock, and no other feed.
-        unsafe { cursor.lane.feed.get() }.active = 0;
-        member.set_end(reason);
-        fence(Ordering::SeqCst); // it sees the end, or we see that it waits
-        self.rouse(member, cursor);
-    }
-}
-
-impl Hit {
-    /// The lanes of the group. Copied, since what is done to their members may change the list; for the slow path.
-    fn lanes(&self) -> SmallVec<[Arc<Lane>; 1]> {
-        // SAFETY: hits are only used under the publish lock, for the message that they are of, so their groups live.
-        unsafe { self.0.as_ref().fan.get() }.lanes.clone()
     }
 }
 
