@@ -15,9 +15,12 @@ fuzz_target!(|input: (u16, u16, Vec<u8>, &[u8])| {
     let mut rest = stream;
     let mut items = Vec::new();
     while !rest.is_empty() {
+        let size = sizes.next().map_or(1, |&size| usize::from(size));
+        // An odd size also says that lines are kept apart from here on.
+        reader.keep_apart(size % 2 == 1);
         let room = reader.room();
         assert!(!room.is_empty());
-        let bytes = sizes.next().map_or(1, |&size| usize::from(size).max(1)).min(room.len()).min(rest.len());
+        let bytes = size.max(1).min(room.len()).min(rest.len());
         room[..bytes].copy_from_slice(&rest[..bytes]);
         reader.filled(bytes);
         rest = &rest[bytes..];
