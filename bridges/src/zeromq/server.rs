@@ -126,13 +126,20 @@ where
                 Err(e) => door.after_error(&endpoint, &e).await,
             },
             Some(ended) = peers.join_next() => log_panic(ended),
-            _ = phase.changed() => break,
+            () = closing(&mut phase) => break,
         }
     }
     drop(listener);
     while let Some(ended) = peers.join_next().await {
         log_panic(ended);
     }
+}
+
+/// Waits until the door closes. It may have been closed before the task that asks ran for the first time, so that a change
+/// would be waited for in vain.
+async fn closing(phase: &mut watch::Receiver<Phase>) {
+    // An error means that the server was dropped, which is an end as well.
+    let _ = phase.wait_for(|phase| *phase != Phase::Running).await;
 }
 
 /// Waits until the time for draining is over.

@@ -485,3 +485,10 @@ async fn the_zeromq_crate_subscribes() {
     socket.unsubscribe("EVENT VM ").await.unwrap();
     until("it has cancelled", || publisher.peers()[0].filters == 0).await;
 }
+
+/// Also where the publisher is shut down before its own task has run for the first time.
+#[tokio::test]
+async fn shut_down_at_once() {
+    let (_broker, publisher) = publisher();
+    soon("it is shut down", publisher.shutdown(Duration::from_secs(60))).await;
+}
