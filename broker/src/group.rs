@@ -9,8 +9,6 @@
 //! connect first and subscribe afterwards, share a lane; a large one doesn't, because peers that add a thousand filters
 //! one by one would join and part at each.
 
-#![allow(unsafe_code)] // The fan of a group is behind the publish lock.
-
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
