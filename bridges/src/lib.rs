@@ -8,6 +8,10 @@
 //! | `opennebula` | `opennebula` | oned's driver lines, in and out, and the keys of its events |
 //! | `zeromq` | `zeromq` | events to ZeroMQ subscribers (PUB), requests of hook executors (REP), and both client sides |
 
+#[cfg(feature = "cloudevents")]
+pub mod cloudevents;
+#[cfg(feature = "http")]
+pub mod http;
 #[cfg(feature = "opennebula")]
 pub mod opennebula;
 #[cfg(feature = "zeromq")]

@@ -10,7 +10,7 @@ use crate::error::{EndReason, PublishError, TryPublishError};
 use crate::group::Change;
 use crate::lane::Lane;
 use crate::member::{Member, Taken};
-use crate::message::{Message, Offset};
+use crate::message::{LogId, Message, Offset};
 use crate::options::{BrokerOptions, SubscribeOptions};
 use crate::publish::{Pressure, Shared, Waiter, tell_waiters};
 use crate::stats::{BrokerStats, SubscriptionStats};
@@ -178,6 +178,18 @@ impl Broker {
     /// Counters of each subscription that lives, oldest first.
     pub fn subscriptions(&self) -> Vec<SubscriptionStats> {
         self.shared.with_publishing(|p| p.members.values().map(|m| subscription::stats(m, &m.cursor.lock())).collect())
+    }
+
+    /// The prefixes of the subscription with this number, in byte order, at most `most` of them; none once it is gone. For
+    /// listings: it looks at all prefixes that the subscription has.
+    pub fn prefixes_of(&self, subscription: u64, most: usize) -> Vec<Box<[u8]>> {
+        let group = self.shared.with_publishing(|p| p.members.get(&subscription).cloned().and_then(|m| p.group_of(&m)));
+        group.flatten().map_or_else(Vec::new, |group| group.first_prefixes(most))
+    }
+
+    /// The name of the log that offsets count in, the first half of each [`EventId`](crate::EventId).
+    pub fn log_id(&self) -> LogId {
+        self.shared.options.log_id
     }
 }
 

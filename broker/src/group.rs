@@ -94,6 +94,22 @@ impl Group {
         self.set.lock().prefixes.len()
     }
 
+    /// The first of its prefixes in byte order, at most `most` of them.
+    pub(crate) fn first_prefixes(&self, most: usize) -> Vec<Box<[u8]>> {
+        let set = self.set.lock();
+        let mut first = std::collections::BinaryHeap::with_capacity(most.min(set.prefixes.len()) + 1);
+        for prefix in &set.prefixes {
+            if first.len() == most && first.peek().is_none_or(|last: &&Box<[u8]>| *last <= prefix) {
+                continue;
+            }
+            first.push(prefix);
+            if first.len() > most {
+                first.pop();
+            }
+        }
+        first.into_sorted_vec().into_iter().cloned().collect()
+    }
+
     pub(crate) fn matches_all(&self) -> bool {
         self.set.lock().prefixes.contains(&[][..])
     }

@@ -130,6 +130,8 @@ pub struct Origin {
     pub id: Box<str>,
     /// The producer, a URI reference.
     pub source: Box<str>,
+    /// Whatever else it brought along, in an encoding that the bridges agree about; the broker carries it untouched.
+    pub attributes: Box<str>,
 }
 
 /// Keys side by side in one buffer; inline for the usual few, so that a message is made without an allocation.

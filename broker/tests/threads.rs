@@ -399,3 +399,24 @@ fn an_abandoned_batch_is_counted() {
     let stats = broker.stats();
     assert_eq!((stats.delivered, stats.abandoned), (1, 4));
 }
+
+/// A listing shows the prefixes of a subscription in order, as many as it asks for.
+#[test]
+fn the_prefixes_of_a_subscription_are_listed_in_order() {
+    let broker = Broker::default();
+    let subscription = broker.subscribe(SubscribeOptions::new("one").prefix("b").prefix("a"));
+    let id = subscription.handle().id();
+    let listed = |most| {
+        let prefixes = broker.prefixes_of(id, most);
+        prefixes.iter().map(|prefix| String::from_utf8_lossy(prefix).into_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(10), ["a", "b"]);
+    subscription.handle().add_prefixes(["", "aa", "c"]);
+    subscription.handle().remove_prefixes(["b"]);
+    assert_eq!(
+        (listed(10), listed(2), listed(0)),
+        (vec!["", "a", "aa", "c"].into_iter().map(String::from).collect(), vec!["".into(), "a".into()], vec![])
+    );
+    drop(subscription);
+    assert_eq!(listed(10), [""; 0]);
+}

@@ -1,0 +1,1 @@
+//! Events as CloudEvents 1.0, in and out.

@@ -1,0 +1,1 @@
+//! HTTP: publish, follow, look at the daemon.

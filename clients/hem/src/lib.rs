@@ -1,0 +1,1 @@
+//! Executes hooks: commands that run when an event of a broker matches.
