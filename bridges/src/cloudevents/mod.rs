@@ -1,1 +1,43 @@
-//! Events as CloudEvents 1.0, in and out.
+//! Events as CloudEvents 1.0, in and out: what HTTP, NATS, MQTT and AMQP agree about.
+//!
+//! An event leaves in one of four [`Format`]s. [`Encoder`] makes the first two: the attributes of an event, and its data as JSON.
+//! What comes in over HTTP is read by [`decode`], which says precisely what is wrong with what is no CloudEvent.
+//!
+//! # Identity
+//!
+//! An event that was born here has the id that the broker gave it and our source. An imported CloudEvent leaves with its own
+//! id, source, type, subject, time and extensions: they travel as the message's [`Origin`](hookbus_broker::Origin), whose
+//! `attributes` are the text of a JSON object with those attributes. An origin whose id is empty stands for ours, so that what
+//! was published without attributes still keeps its content type.
+
+mod decode;
+mod encode;
+
+use serde::{Deserialize, Serialize};
+
+pub use decode::{DecodeError, Incoming, decode};
+pub use encode::{Attributes, Data, Encoder, Sources, Value, base64, raw};
+
+/// The media type of one event as JSON.
+pub const STRUCTURED: &str = "application/cloudevents+json";
+
+/// The media type of several.
+pub const BATCH: &str = "application/cloudevents-batch+json";
+
+/// How a bridge writes events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Format {
+    /// CloudEvents in structured mode: one JSON object holds attributes and data.
+    #[default]
+    #[serde(rename = "cloudevents")]
+    CloudEvents,
+    /// CloudEvents in binary mode: attributes in headers, the data alone as the body.
+    #[serde(rename = "cloudevents-binary")]
+    CloudEventsBinary,
+    /// The payload alone: OpenNebula's XML, decoded.
+    #[serde(rename = "raw")]
+    Raw,
+    /// The payload as on ZeroMQ.
+    #[serde(rename = "base64")]
+    Base64,
+}
