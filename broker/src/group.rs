@@ -97,9 +97,9 @@ impl Group {
     /// The first of its prefixes in byte order, at most `most` of them.
     pub(crate) fn first_prefixes(&self, most: usize) -> Vec<Box<[u8]>> {
         let set = self.set.lock();
-        let mut first = std::collections::BinaryHeap::with_capacity(most.min(set.prefixes.len()) + 1);
+        let mut first = std::collections::BinaryHeap::<&Box<[u8]>>::with_capacity(most.min(set.prefixes.len()) + 1);
         for prefix in &set.prefixes {
-            if first.len() == most && first.peek().is_none_or(|last: &&Box<[u8]>| *last <= prefix) {
+            if first.len() == most && first.peek().is_none_or(|last| *last <= prefix) {
                 continue;
             }
             first.push(prefix);

@@ -1,0 +1,109 @@
+//! `POST /v1/events`.
+//!
+//! The whole body is read and checked before anything of it is published, so an error in it means that nobody has got anything.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use hookbus_broker::{Broker, Overflow, PublishError};
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
+
+use super::body;
+use super::problem::Problem;
+use super::routes::Shared;
+use crate::cloudevents::{self, DecodeError, Incoming};
+
+/// How long a publish waits for a subscriber that blocks and is full.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What a client that was refused is asked to wait.
+const RETRY_AFTER_SECONDS: u32 = 5;
+/// How long a body may pause on its way.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) async fn publish(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let (body, _held) = body::read(body, shared.options.body_limit_bytes, BODY_PATIENCE, &shared.budget).await?;
+    let content_type = match headers.get(header::CONTENT_TYPE).map(|value| value.to_str()) {
+        None => None,
+        Some(Ok(text)) => Some(text),
+        Some(Err(_)) => return Err(Problem::bad_request("the header content-type is not ASCII")),
+    };
+    let pairs = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+    let decoded = cloudevents::decode(content_type, pairs, &body).map_err(|e| refused(&e))?;
+    let batch = content_type.is_some_and(|text| text.trim_start().to_ascii_lowercase().starts_with(cloudevents::BATCH));
+    let deadline = Instant::now() + PATIENCE;
+    let mut accepted = Vec::with_capacity(decoded.len());
+    let total = decoded.len();
+    for event in decoded {
+        match one(&shared.broker, event, deadline).await {
+            Ok(told) => accepted.push(told),
+            Err(problem) if batch => {
+                // Those in front are published, and can't be taken back.
+                let more = format!("{} of {total} events were accepted, those in front", accepted.len());
+                let detail = format!("{}; {more}", problem.detail());
+                let problem = problem.with_detail(detail).with("accepted", accepted.len()).with("events", accepted);
+                return Err(problem);
+            }
+            Err(problem) => return Err(problem),
+        }
+    }
+    let told = match accepted.pop() {
+        Some(told) if !batch => told,
+        last => {
+            accepted.extend(last);
+            json!({ "accepted": accepted.len(), "events": accepted })
+        }
+    };
+    Ok((StatusCode::ACCEPTED, axum::Json(told)).into_response())
+}
+
+/// Publishes one event, by the deadline or not at all.
+async fn one(broker: &Broker, event: Incoming, deadline: Instant) -> Result<Value, Problem> {
+    let own_id = event.origin.as_ref().map(|origin| origin.id.to_string()).filter(|id| !id.is_empty());
+    // Cancelling a publish publishes nothing.
+    match timeout_at(deadline, broker.publish(event.into())).await {
+        Ok(Ok(offset)) => {
+            let id = own_id.unwrap_or_else(|| format!("{}-{offset}", broker.log_id()));
+            Ok(json!({ "id": id, "offset": offset.get() }))
+        }
+        Ok(Err(PublishError::Closed)) => Err(Problem::unavailable("hookbus is about to end", RETRY_AFTER_SECONDS)),
+        Ok(Err(e)) => Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, e.to_string())),
+        Err(_) => Err(Problem::unavailable(full(broker), RETRY_AFTER_SECONDS)),
+    }
+}
+
+/// Who is to blame for a publish that waited in vain.
+fn full(broker: &Broker) -> String {
+    let mut blocking: Vec<_> = broker
+        .subscriptions()
+        .into_iter()
+        .filter(|stats| stats.overflow == Overflow::Block && stats.queued > 0)
+        .collect();
+    blocking.sort_by_key(|stats| std::cmp::Reverse(stats.queued));
+    let who = blocking.first().map_or_else(String::new, |stats| {
+        format!(" (`{}` has {} waiting, its high-water mark is {})", stats.name, stats.queued, stats.hwm)
+    });
+    format!(
+        "a subscriber that blocks publishers is at its high-water mark and made no room within {} s{who}; nothing was \
+         published, try again",
+        PATIENCE.as_secs()
+    )
+}
+
+fn refused(error: &DecodeError) -> Problem {
+    let status = match error {
+        DecodeError::MediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        DecodeError::ReservedKey { .. } => StatusCode::FORBIDDEN,
+        DecodeError::TooMuch { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        _ => StatusCode::BAD_REQUEST,
+    };
+    Problem::new(status, error.to_string())
+}
