@@ -18,11 +18,21 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
-/// The sending side. Clones are handles to the same one; dropping them all doesn't end its thread, whose life is the
-/// process's.
+/// The sending side. Clones are handles to the same one. When the last is dropped, its thread writes what is queued and ends.
 #[derive(Clone)]
 pub(crate) struct Writer {
     shared: Arc<Shared>,
+    _handle: Arc<Handle>,
+}
+
+/// Tells the thread that nobody can queue any more.
+struct Handle(Arc<Shared>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.state.lock().abandoned = true;
+        self.0.work.notify_one();
+    }
 }
 
 struct Shared {
@@ -40,6 +50,8 @@ struct State {
     bytes: usize,
     held: bool,
     broken: bool,
+    /// All handles are gone.
+    abandoned: bool,
     refused: u64,
 }
 
@@ -64,14 +76,14 @@ impl Writer {
     }
 
     fn start(name: &str, sink: impl Write + Send + 'static, max_bytes: usize, held: bool) -> Self {
-        let state = State { queue: VecDeque::new(), bytes: 0, held, broken: false, refused: 0 };
+        let state = State { queue: VecDeque::new(), bytes: 0, held, broken: false, abandoned: false, refused: 0 };
         let shared =
             Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), progress: Notify::new(), max_bytes });
         let thread = Arc::clone(&shared);
         if std::thread::Builder::new().name(name.into()).stack_size(64 << 10).spawn(move || thread.run(sink)).is_err() {
             shared.state.lock().broken = true;
         }
-        Writer { shared }
+        Writer { _handle: Arc::new(Handle(Arc::clone(&shared))), shared }
     }
 
     /// Queues a line, with its newline, if there is room for it.
@@ -153,6 +165,9 @@ impl Shared {
         loop {
             let mut state = self.state.lock();
             while state.held || state.queue.is_empty() {
+                if state.abandoned {
+                    return;
+                }
                 self.work.wait(&mut state);
             }
             std::mem::swap(&mut state.queue, &mut batch);
@@ -277,6 +292,18 @@ mod tests {
         assert!(pushed.await.unwrap());
         assert_eq!(next.await.unwrap(), b"c\n");
         assert_eq!(writer.take_refused(), 0);
+    }
+
+    #[test]
+    fn the_thread_ends_with_the_last_handle_and_writes_the_rest_first() {
+        let (sink, lines) = gate();
+        let writer = Writer::new("test", sink, 100);
+        let clone = writer.clone();
+        writer.offer("a\n").unwrap();
+        drop(writer);
+        clone.offer("b\n").unwrap();
+        drop(clone);
+        assert_eq!(lines.iter().flatten().collect::<Vec<_>>(), b"a\nb\n", "and then its end of the channel is dropped");
     }
 
     #[tokio::test]

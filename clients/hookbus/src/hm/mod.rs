@@ -74,7 +74,7 @@ pub(crate) fn run(words: Words) -> ExitCode {
     let started = std::time::Instant::now();
     let (global, args, complaints) = words.read();
     let oned = Writer::held("stdout", Descriptor(rustix::stdio::stdout()), STDOUT_QUEUE_BYTES);
-    let log = log::Hm::start(oned.clone(), global.log_format, started);
+    let log = log::DaemonLog::start(Some(oned.clone()), global.log_format, started);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -95,7 +95,7 @@ struct Driver {
     config_path: Option<PathBuf>,
     args: HmArgs,
     oned: Writer,
-    log: log::Hm,
+    log: log::DaemonLog,
 }
 
 /// What there is once the configuration is known.

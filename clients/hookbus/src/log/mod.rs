@@ -1,9 +1,9 @@
 //! Where the program's own log goes.
 //!
-//! Everything is logged with `tracing`. Commands write it to standard error, or to `[log] file` ([`to_stderr`]). `hookbus hm` has
-//! another reader, too: oned, whose log is where an administrator looks first ([`Hm`]).
+//! Everything is logged with `tracing`. Commands write it to standard error ([`to_stderr`]), daemons there or to `[log] file`. `hookbus hm`
+//! has another reader, too: oned, whose log is where an administrator looks first ([`DaemonLog`]).
 
-mod hm;
+mod daemon;
 mod limiter;
 
 use std::fmt::{self, Write as _};
@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer as FormatWriter;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
-pub(crate) use hm::Hm;
+pub(crate) use daemon::DaemonLog;
 
 /// The target of what goes to oned's log though it is no warning: `tracing::info!(target: log::ONED, ...)`.
 pub(crate) const ONED: &str = "hookbus::oned";

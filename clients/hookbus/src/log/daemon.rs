@@ -1,17 +1,18 @@
-//! The log of `hookbus hm`, which has two readers.
+//! The log of a daemon: `hookbus serve` and `hookbus hm`. That of `hm` has two readers.
 //!
-//! - **oned** gets errors and warnings, and the few good news with the target [`ONED`], as `LOG` lines on
+//! - **oned**, where there is one, gets errors and warnings, and the few good news with the target [`ONED`], as `LOG` lines on
 //!   standard output: on changes, at most ten a minute of a kind, with a count of what was held back ([`Limiter`]).
 //! - **The log file**, or standard error, gets the rest at the configured level, and the lines above as well, so that one file
-//!   tells the whole story. oned closes standard error, so without a file that is nothing.
+//!   tells the whole story. oned closes standard error, so for `hm` without a file that is nothing.
 //!
 //! Both are queues with a thread of their own ([`Writer`]): logging never waits. What a full queue refuses is counted and told
 //! with the next line that fits.
 //!
-//! The log exists before the configuration has been read. Until [`configured`](Hm::configured) says where the file is, its
+//! The log exists before the configuration has been read. Until [`configured`](DaemonLog::configured) says where the file is, its
 //! lines wait, as many as fit.
 
 use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -33,15 +34,15 @@ use crate::writer::{Descriptor, Writer};
 /// What the file's queue holds at most.
 const FILE_QUEUE_BYTES: usize = 256 << 10;
 
-/// The log of `hm`. Clones are handles to the same one.
+/// The log of a daemon. Clones are handles to the same one.
 #[derive(Clone)]
-pub(crate) struct Hm {
+pub(crate) struct DaemonLog {
     shared: Arc<Shared>,
     filter: reload::Handle<EnvFilter, Registry>,
 }
 
 struct Shared {
-    oned: Writer,
+    oned: Option<Writer>,
     file: Mutex<File>,
     format: Format,
     limiter: Mutex<Limiter<Kind>>,
@@ -68,15 +69,15 @@ enum File {
     None,
 }
 
-impl std::fmt::Debug for Hm {
+impl std::fmt::Debug for DaemonLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hm").finish_non_exhaustive()
+        f.debug_struct("DaemonLog").finish_non_exhaustive()
     }
 }
 
-impl Hm {
-    /// Sets up the process's log. `oned` is standard output.
-    pub(crate) fn start(oned: Writer, format: Format, started: Instant) -> Self {
+impl DaemonLog {
+    /// Sets up the process's log. `oned` is standard output, for `hm`.
+    pub(crate) fn start(oned: Option<Writer>, format: Format, started: Instant) -> Self {
         let shared = Arc::new(Shared {
             oned,
             file: Mutex::new(File::Waiting { lines: Vec::new(), bytes: 0 }),
@@ -88,17 +89,18 @@ impl Hm {
         let (filter, handle) = reload::Layer::new(filter("info"));
         // It fails only where a log is set up already.
         let _ = tracing_subscriber::registry().with(filter).with(ToReaders(Arc::clone(&shared))).try_init();
-        Hm { shared, filter: handle }
+        DaemonLog { shared, filter: handle }
     }
 
-    /// Says where the log file is and how much is logged. What waited goes there.
+    /// Says where the log file is and how much is logged. What waited goes there. Called again, it opens the file again, which
+    /// somebody may have renamed.
     pub(crate) fn configured(&self, config: &LogConfig) {
         if let Err(e) = self.filter.reload(filter(config.level.directive())) {
             tracing::warn!("log: cannot set the level: {e}");
         }
         let writer = match &config.file {
             Some(path) => match OpenOptions::new().append(true).create(true).open(path) {
-                Ok(file) => Some(Writer::new("log", file, FILE_QUEUE_BYTES)),
+                Ok(file) => Some(Writer::new("log", LogFile { file, lost: 0 }, FILE_QUEUE_BYTES)),
                 Err(e) => {
                     tracing::error!("log: cannot write {}: {e}; check [log] file and its owner", path.display());
                     None
@@ -139,6 +141,33 @@ impl Hm {
     }
 }
 
+/// The file, which may be on a disk that is full for a while: what it doesn't take is lost and counted, and the next line is
+/// tried again.
+struct LogFile<F> {
+    file: F,
+    lost: u64,
+}
+
+impl<F: Write> Write for LogFile<F> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.lost > 0 {
+            // It begins with a newline because a part of a line may have been written.
+            let text = format!("\nlog: {} lines could not be written here\n", self.lost);
+            if self.file.write_all(text.as_bytes()).is_ok() {
+                self.lost = 0;
+            }
+        }
+        if self.file.write_all(line).is_err() {
+            self.lost += 1;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Standard error, unless it is closed or `/dev/null`, as oned has it: a thread for that would be wasted.
 fn stderr_is_read() -> bool {
     let null = rustix::fs::stat("/dev/null").map(|null| null.st_rdev);
@@ -156,7 +185,7 @@ impl<S: Subscriber> Layer<S> for ToReaders {
         let metadata = event.metadata();
         let level = *metadata.level();
         let text = text_of(event);
-        if level > Level::WARN && metadata.target() != ONED {
+        if self.0.oned.is_none() || (level > Level::WARN && metadata.target() != ONED) {
             self.0.to_file(level, metadata.target(), &text);
             return;
         }
@@ -184,7 +213,7 @@ impl Shared {
     }
 
     fn to_both(&self, level: Level, target: &str, text: &str) {
-        let refused = self.oned.take_refused();
+        let refused = self.oned.as_ref().map_or(0, Writer::take_refused);
         if refused > 0 {
             // Nobody reads standard output fast enough; say so with the first line that fits.
             self.to_oned(Level::WARN, &format!("log: {refused} lines were dropped because oned did not read them"));
@@ -194,6 +223,7 @@ impl Shared {
     }
 
     fn to_oned(&self, level: Level, text: &str) {
+        let Some(oned) = &self.oned else { return };
         let level = match level {
             Level::ERROR => OnedLevel::Error,
             Level::WARN => OnedLevel::Warning,
@@ -201,7 +231,7 @@ impl Shared {
             _ => OnedLevel::Debug,
         };
         // A refusal is counted, and told above.
-        let _ = self.oned.offer(log_line(level, text));
+        let _ = oned.offer(log_line(level, text));
     }
 
     fn to_file(&self, level: Level, target: &str, text: &str) {
@@ -225,5 +255,44 @@ impl Shared {
                 let _ = writer.offer(line(self.format, level, target, text));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk that is full while a test says so.
+    #[derive(Default)]
+    struct Disk {
+        full: bool,
+        text: Vec<u8>,
+    }
+
+    impl Write for &mut Disk {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            if self.full {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.text.extend_from_slice(text);
+            Ok(text.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_costs_the_lines_of_that_time_and_they_are_counted() {
+        let mut disk = Disk::default();
+        let mut lost = 0;
+        for (full, line) in [(false, "a\n"), (true, "b\n"), (true, "c\n"), (false, "d\n"), (false, "e\n")] {
+            disk.full = full;
+            let mut file = LogFile { file: &mut disk, lost };
+            file.write_all(line.as_bytes()).unwrap();
+            lost = file.lost;
+        }
+        assert_eq!(String::from_utf8(disk.text).unwrap(), "a\n\nlog: 2 lines could not be written here\nd\ne\n");
     }
 }
