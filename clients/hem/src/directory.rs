@@ -1,0 +1,103 @@
+//! A directory of hooks: each `*.tmpl` in it is one.
+//!
+//! Files are taken in the order of their names. Symbolic links are followed, directories below are not looked into, and names that
+//! begin with a dot are passed over (editors leave such files behind). What can't be read or isn't a hook is told as a [`Problem`] and
+//! costs no other hook. Where two files have the same NAME, the first counts.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use crate::hook::{Hook, Origin};
+use crate::problem::{Problem, Severity};
+use crate::template::{MAX_TEMPLATE_BYTES, Template};
+
+/// What a directory gave.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// The hooks, in the order of their files.
+    pub hooks: Vec<Hook>,
+    /// What there is to tell, in the same order.
+    pub problems: Vec<Problem>,
+}
+
+impl Loaded {
+    /// How many problems cost a hook, or the directory.
+    pub fn errors(&self) -> usize {
+        self.problems.iter().filter(|problem| problem.severity == Severity::Error).count()
+    }
+}
+
+/// Loads the hooks of a directory. It reads files, so it may block.
+pub fn load(directory: &Path) -> Loaded {
+    let mut loaded = Loaded::default();
+    let mut names = match template_names(directory) {
+        Ok(names) => names,
+        Err(e) => {
+            let what = format!("cannot read the directory of hooks: {e}; create it, or set [hooks] dir");
+            loaded.problems.push(Problem::error(what).in_file(directory));
+            return loaded;
+        }
+    };
+    names.sort();
+    let mut first: HashMap<String, PathBuf> = HashMap::new();
+    for name in names {
+        let path = directory.join(name);
+        let (hook, problems) = load_file(&path);
+        loaded.problems.extend(problems);
+        let Some(hook) = hook else { continue };
+        if let Some(first) = first.get(&hook.name) {
+            let what = format!("NAME = {} is taken by {}; this hook is not loaded", hook.name, first.display());
+            loaded.problems.push(Problem::error(what).in_file(path));
+            continue;
+        }
+        first.insert(hook.name.clone(), path);
+        loaded.hooks.push(hook);
+    }
+    loaded
+}
+
+/// Loads one template file. Without a hook, an error is among the problems.
+pub fn load_file(path: &Path) -> (Option<Hook>, Vec<Problem>) {
+    let text = match read(path) {
+        Ok(text) => text,
+        Err(e) => return (None, vec![Problem::error(format!("cannot read the template: {e}")).in_file(path)]),
+    };
+    match Template::parse(&text) {
+        Ok(template) => Hook::from_template(&template, Origin::File(path.to_owned())),
+        Err(e) => (None, vec![Problem::error(e.what).at(e.at).in_file(path)]),
+    }
+}
+
+fn template_names(directory: &Path) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        let bytes = name.as_encoded_bytes();
+        if bytes.ends_with(b".tmpl") && !bytes.starts_with(b".") {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    // Anything else might block for ever (a pipe) or never end (a device).
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    // One byte more than is possible, so that the template is refused and not cut.
+    File::open(path)?.take(MAX_TEMPLATE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > MAX_TEMPLATE_BYTES {
+        return Err(io::Error::other(format!("it is larger than {MAX_TEMPLATE_BYTES} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        io::Error::other(format!(
+            "it is not UTF-8 (byte {}); save it in that encoding",
+            e.utf8_error().valid_up_to() + 1
+        ))
+    })
+}

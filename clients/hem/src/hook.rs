@@ -1,0 +1,509 @@
+//! A [`Hook`]: what runs, and what makes it run.
+//!
+//! A hook is written as a [`Template`](crate::template), with OpenNebula's attributes and their meaning:
+//!
+//! | attribute | meaning |
+//! | --- | --- |
+//! | `NAME` | what it is called; unique |
+//! | `TYPE` | `api`, `state`, or `event`, which only hookbus knows |
+//! | `COMMAND` | the program, below the hooks' base path unless it begins with `/` |
+//! | `ARGUMENTS` | its arguments; see [`arguments`](crate::arguments) |
+//! | `ARGUMENTS_STDIN` | `yes`: they go to its standard input |
+//! | `TIMEOUT` | seconds after which it is ended; 0 is never |
+//! | `CALL` | `api`: the call, such as `one.vm.allocate`. The hook runs whether it succeeded or failed |
+//! | `RESOURCE` | `state`: `VM`, `HOST`, `IMAGE` or `NET` |
+//! | `STATE`, `LCM_STATE` | `state`: the state; LCM_STATE for VM only |
+//! | `ON` | `state` and VM: a short name of both |
+//! | `PREFIX` | `event`: runs for every message of the bus one of whose keys begins with it |
+//!
+//! Other attributes are allowed, as oned allows them; one that looks like a slip of the pen is warned of. What a later version will
+//! know is told. A hook that would run in another way than its template says isn't loaded at all.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::problem::{Problem, Severity};
+use crate::states;
+use crate::template::{Attribute, Template, Value};
+
+/// The longest name of a hook, in characters; OpenNebula's limit.
+pub const MAX_NAME_CHARS: usize = 128;
+
+/// What the keys of messages that tell results of hooks begin with. They never make a hook run.
+pub const RESULT_KEY_START: &str = "HOOKBUS HOOK ";
+
+/// An object of OpenNebula whose states are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Object {
+    /// A virtual machine.
+    Vm,
+    /// A host.
+    Host,
+    /// An image.
+    Image,
+    /// A virtual network.
+    Net,
+}
+
+impl Object {
+    /// The name in keys and templates.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Object::Vm => "VM",
+            Object::Host => "HOST",
+            Object::Image => "IMAGE",
+            Object::Net => "NET",
+        }
+    }
+
+    /// The name of its element in an event: that of a network isn't `NET`.
+    pub const fn element(self) -> &'static str {
+        match self {
+            Object::Net => "VNET",
+            other => other.name(),
+        }
+    }
+}
+
+impl FromStr for Object {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        [Object::Vm, Object::Host, Object::Image, Object::Net]
+            .into_iter()
+            .find(|object| object.name() == name)
+            .ok_or(())
+    }
+}
+
+/// What makes a hook run.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Trigger {
+    /// A call of oned's API, whether it succeeded or not.
+    Api {
+        /// Its name, such as `one.vm.allocate`.
+        call: String,
+    },
+    /// An object has come into a state.
+    State {
+        /// What kind of object.
+        object: Object,
+        /// The state.
+        state: String,
+        /// What a machine is doing in it; empty for other objects.
+        lcm_state: String,
+    },
+    /// Any message of the bus one of whose keys begins like this.
+    Event {
+        /// The beginning; never empty.
+        prefix: String,
+    },
+}
+
+impl Trigger {
+    /// `api`, `state` or `event`.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Trigger::Api { .. } => "api",
+            Trigger::State { .. } => "state",
+            Trigger::Event { .. } => "event",
+        }
+    }
+
+    /// What to subscribe to. More may come than the trigger wants.
+    pub(crate) fn subscription_prefix(&self) -> Vec<u8> {
+        match self {
+            Trigger::Api { call } => format!("EVENT API {call} "),
+            Trigger::State { object, state, lcm_state } => {
+                format!("EVENT STATE {}/{state}/{lcm_state}/", object.name())
+            }
+            Trigger::Event { prefix } => prefix.clone(),
+        }
+        .into_bytes()
+    }
+}
+
+impl fmt::Display for Trigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Trigger::Api { call } => write!(f, "api {call}"),
+            Trigger::State { object, state, lcm_state } if lcm_state.is_empty() => {
+                write!(f, "state {}/{state}", object.name())
+            }
+            Trigger::State { object, state, lcm_state } => write!(f, "state {}/{state}/{lcm_state}", object.name()),
+            Trigger::Event { prefix } => write!(f, "event {prefix:?}"),
+        }
+    }
+}
+
+/// Where a hook was defined. Only files so far: hooks of oned and of hookbus' own store come later.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A template file.
+    File(PathBuf),
+    /// The program itself, as in tests.
+    Program,
+}
+
+impl Origin {
+    /// The file, if it is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Origin::File(path) => Some(path),
+            Origin::Program => None,
+        }
+    }
+}
+
+/// A command, and what makes it run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// The name.
+    pub name: String,
+    /// What makes it run.
+    pub trigger: Trigger,
+    /// The command as written; may hold fixed arguments of its own.
+    pub command: String,
+    /// The arguments as written, with `$API` and `$TEMPLATE` in them.
+    pub arguments: String,
+    /// Whether the arguments go to standard input.
+    pub arguments_stdin: bool,
+    /// How long it may take.
+    pub timeout: Option<Duration>,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Attributes that this version obeys.
+const KNOWN: &[&str] = &[
+    "NAME",
+    "TYPE",
+    "COMMAND",
+    "ARGUMENTS",
+    "ARGUMENTS_STDIN",
+    "TIMEOUT",
+    "REMOTE",
+    "CALL",
+    "RESOURCE",
+    "STATE",
+    "LCM_STATE",
+    "ON",
+    "PREFIX",
+];
+
+/// Attributes that a later version will obey, and what happens without them.
+const LATER: &[(&str, &str)] = &[
+    ("RETRIES", "a failed run is not repeated"),
+    ("RETRY_BACKOFF", "a failed run is not repeated"),
+    ("ORDER", "runs of this hook may overlap"),
+    ("CONCURRENCY", "only the limit for all hooks counts"),
+    ("RESULT", "the hook runs for calls that succeed and for calls that fail"),
+    ("OPERATION", "it has no effect"),
+    ("PHASE", "it has no effect"),
+    ("NODE", "it has no effect"),
+];
+
+/// Words in ARGUMENTS that a later version will replace.
+const LATER_WORDS: &[&str] = &["$ID", "$NAME", "$STATE", "$EVENT_JSON"];
+
+impl Hook {
+    /// Reads a hook. The second value is what there is to say about it; without a hook, an error is among it.
+    pub fn from_template(template: &Template, origin: Origin) -> (Option<Hook>, Vec<Problem>) {
+        let mut reader = Reader { template, problems: Vec::new() };
+        let hook = reader.hook(origin.clone());
+        reader.look_for_strangers();
+        let mut problems = reader.problems;
+        if let Origin::File(path) = &origin {
+            problems = problems.into_iter().map(|problem| problem.in_file(path)).collect();
+        }
+        let broken = problems.iter().any(|problem| problem.severity == Severity::Error);
+        (hook.filter(|_| !broken), problems)
+    }
+}
+
+struct Reader<'a> {
+    template: &'a Template,
+    problems: Vec<Problem>,
+}
+
+impl<'a> Reader<'a> {
+    fn hook(&mut self, origin: Origin) -> Option<Hook> {
+        // All parts are read before the first missing one ends it, so that everything is told at once.
+        let name = self.name();
+        let trigger = self.trigger();
+        let command = self.required("COMMAND", "the program to run");
+        let arguments = self.text("ARGUMENTS").map_or("", |(text, _)| text);
+        let arguments_stdin = self.arguments_stdin();
+        let timeout = self.timeout();
+        self.remote();
+        let trigger = trigger?;
+        self.check_arguments(&trigger, arguments);
+        Some(Hook {
+            name: name?.to_owned(),
+            trigger,
+            command: command?.0.to_owned(),
+            arguments: arguments.to_owned(),
+            arguments_stdin,
+            timeout,
+            origin,
+        })
+    }
+
+    fn error(&mut self, at: Option<&Attribute>, what: impl Into<String>) {
+        let problem = Problem::error(what);
+        self.problems.push(match at {
+            Some(attribute) => problem.at(attribute.at),
+            None => problem,
+        });
+    }
+
+    fn warning(&mut self, at: &Attribute, what: impl Into<String>) {
+        self.problems.push(Problem::warning(what).at(at.at));
+    }
+
+    /// The text of an attribute, unless it is missing or empty.
+    fn text(&mut self, name: &str) -> Option<(&'a str, &'a Attribute)> {
+        let template = self.template;
+        let attribute = template.get(name)?;
+        match &attribute.value {
+            Value::Text(text) if text.trim().is_empty() => None,
+            Value::Text(text) if text.contains('\0') => {
+                self.error(Some(attribute), format!("{name} has a NUL character; remove it"));
+                None
+            }
+            Value::Text(text) => Some((text, attribute)),
+            Value::Vector(_) => {
+                self.error(Some(attribute), format!("{name} is a vector; give it a text instead: {name} = \"...\""));
+                None
+            }
+        }
+    }
+
+    /// As [`text`](Self::text), in upper case and without blanks around it.
+    fn word(&mut self, name: &str) -> Option<(String, &'a Attribute)> {
+        self.text(name).map(|(text, at)| (text.trim().to_uppercase(), at))
+    }
+
+    fn required(&mut self, name: &str, what: &str) -> Option<(&'a str, &'a Attribute)> {
+        let errors = self.problems.len();
+        let found = self.text(name);
+        if found.is_none() && self.problems.len() == errors {
+            let empty = self.template.get(name);
+            let state = if empty.is_some() { "empty" } else { "missing" };
+            self.error(empty, format!("{name} is {state}; write {name} = {what}"));
+        }
+        found.map(|(text, at)| (text.trim(), at))
+    }
+
+    fn name(&mut self) -> Option<&'a str> {
+        let (name, at) = self.required("NAME", "a name of its own")?;
+        let chars = name.chars().count();
+        if chars > MAX_NAME_CHARS {
+            self.error(Some(at), format!("NAME has {chars} characters; at most {MAX_NAME_CHARS} are possible"));
+            return None;
+        }
+        Some(name)
+    }
+
+    fn trigger(&mut self) -> Option<Trigger> {
+        let (kind, at) = self.required("TYPE", "api, state or event")?;
+        match kind.to_lowercase().as_str() {
+            "api" => {
+                let (call, _) = self.required("CALL", "the API call, such as one.vm.allocate")?;
+                Some(Trigger::Api { call: call.to_owned() })
+            }
+            "state" => self.state(),
+            "event" => self.event(),
+            "ganeti" => {
+                self.error(Some(at), "TYPE = ganeti comes with a later version; this hook is not loaded");
+                None
+            }
+            _ => {
+                self.error(Some(at), format!("TYPE = {kind} is unknown; it can be api, state or event"));
+                None
+            }
+        }
+    }
+
+    fn event(&mut self) -> Option<Trigger> {
+        let (_, at) = self.required("PREFIX", "what the key of an event begins with")?;
+        // As written: a blank at its end matters.
+        let (prefix, _) = self.text("PREFIX")?;
+        if prefix.starts_with(RESULT_KEY_START) {
+            self.error(
+                Some(at),
+                format!("PREFIX begins with {RESULT_KEY_START:?}: results of hooks never make a hook run; subscribe to them instead"),
+            );
+            return None;
+        }
+        Some(Trigger::Event { prefix: prefix.to_owned() })
+    }
+
+    fn state(&mut self) -> Option<Trigger> {
+        let (resource, at) = self.required("RESOURCE", "VM, HOST, IMAGE or NET")?;
+        let Ok(object) = resource.to_uppercase().parse::<Object>() else {
+            self.error(Some(at), format!("RESOURCE = {resource} is unknown; it can be VM, HOST, IMAGE or NET"));
+            return None;
+        };
+        let on = self.word("ON");
+        if object == Object::Vm {
+            return match on {
+                Some((on, at)) if on != "CUSTOM" => self.vm_shortcut(&on, at),
+                _ => self.vm_state(),
+            };
+        }
+        if let Some((on, at)) = on
+            && on != "CUSTOM"
+        {
+            self.warning(at, format!("ON = {on} is for RESOURCE = VM; STATE counts here"));
+        }
+        if let Some((_, at)) = self.word("LCM_STATE") {
+            self.warning(at, "LCM_STATE is for RESOURCE = VM and has no effect here");
+        }
+        let state = self.known_state("STATE", object, states::of(object))?;
+        Some(Trigger::State { object, state, lcm_state: String::new() })
+    }
+
+    fn vm_shortcut(&mut self, on: &str, at: &Attribute) -> Option<Trigger> {
+        let (state, lcm_state) = match on {
+            "PROLOG" => ("ACTIVE", "PROLOG"),
+            "RUNNING" => ("ACTIVE", "RUNNING"),
+            "SHUTDOWN" => ("ACTIVE", "EPILOG"),
+            "STOP" => ("STOPPED", "LCM_INIT"),
+            "DONE" => ("DONE", "LCM_INIT"),
+            "UNKNOWN" => ("ACTIVE", "UNKNOWN"),
+            _ => {
+                let what =
+                    "it can be PROLOG, RUNNING, SHUTDOWN, STOP, DONE, UNKNOWN, or CUSTOM with STATE and LCM_STATE";
+                self.error(Some(at), format!("ON = {on} is unknown; {what}"));
+                return None;
+            }
+        };
+        for (name, value) in [("STATE", state), ("LCM_STATE", lcm_state)] {
+            if let Some((given, at)) = self.word(name)
+                && given != value
+            {
+                self.warning(at, format!("{name} = {given} has no effect: ON = {on} means {value}; write ON = CUSTOM"));
+            }
+        }
+        Some(Trigger::State { object: Object::Vm, state: state.into(), lcm_state: lcm_state.into() })
+    }
+
+    fn vm_state(&mut self) -> Option<Trigger> {
+        let state = self.known_state("STATE", Object::Vm, states::of(Object::Vm));
+        let lcm_state = self.known_state("LCM_STATE", Object::Vm, states::lcm());
+        Some(Trigger::State { object: Object::Vm, state: state?, lcm_state: lcm_state? })
+    }
+
+    fn known_state(&mut self, name: &str, object: Object, known: &'static [&'static str]) -> Option<String> {
+        let hint = match (object, name) {
+            (Object::Vm, "STATE") => "the state, such as POWEROFF (or ON = RUNNING instead of STATE and LCM_STATE)",
+            (Object::Vm, _) => "the state in the life cycle, LCM_INIT for all but STATE = ACTIVE",
+            _ => "the state, such as ERROR",
+        };
+        let (given, at) = self.required(name, hint)?;
+        let state = given.to_uppercase();
+        if state == "*" || state.contains(',') {
+            self.error(
+                Some(at),
+                format!(
+                    "{name} = {given}: any state, and lists, come with a later version; write a hook for each state"
+                ),
+            );
+            return None;
+        }
+        if !known.contains(&state.as_str()) {
+            let object = object.name();
+            let nearest = states::nearest(&state, known.iter().copied());
+            let hint = nearest.map_or_else(|| format!("one of {}", known.join(", ")), |name| format!("{name}"));
+            self.warning(at, format!("{name} = {given} is no state of a {object} that is known; did you mean {hint}?"));
+        }
+        Some(state)
+    }
+
+    fn arguments_stdin(&mut self) -> bool {
+        let Some((word, at)) = self.word("ARGUMENTS_STDIN") else { return false };
+        match word.as_str() {
+            "YES" => true,
+            "NO" => false,
+            "TRUE" => {
+                self.warning(
+                    at,
+                    "ARGUMENTS_STDIN = true counts as yes here; OpenNebula takes it for no, so write yes to mean the same to both",
+                );
+                true
+            }
+            _ => {
+                self.warning(at, format!("ARGUMENTS_STDIN = {word} counts as no; write yes or no"));
+                false
+            }
+        }
+    }
+
+    fn timeout(&mut self) -> Option<Duration> {
+        let (text, at) = self.text("TIMEOUT")?;
+        match text.trim().parse::<u32>() {
+            Ok(0) => None,
+            Ok(seconds) => Some(Duration::from_secs(seconds.into())),
+            Err(_) => {
+                self.error(
+                    Some(at),
+                    format!("TIMEOUT = {text} is no number of seconds; write a whole number, or 0 for none"),
+                );
+                None
+            }
+        }
+    }
+
+    fn remote(&mut self) {
+        let Some((word, at)) = self.word("REMOTE") else { return };
+        match word.as_str() {
+            "NO" => {}
+            "YES" => self.error(
+                Some(at),
+                "REMOTE = yes comes with a later version; this hook is not loaded, since it would run on the wrong host",
+            ),
+            _ => self.warning(at, format!("REMOTE = {word} counts as no; write yes or no")),
+        }
+    }
+
+    fn check_arguments(&mut self, trigger: &Trigger, arguments: &str) {
+        let Some(at) = self.template.get("ARGUMENTS") else { return };
+        let unset: &[&str] = match trigger {
+            Trigger::Api { .. } => &["$TEMPLATE"],
+            Trigger::State { .. } => &["$API"],
+            Trigger::Event { .. } => &["$API", "$TEMPLATE"],
+        };
+        for word in arguments.split_whitespace() {
+            if unset.contains(&word) {
+                self.warning(at, format!("{word} is empty in a hook of TYPE = {}", trigger.kind()));
+            }
+            if LATER_WORDS.contains(&word) {
+                self.warning(at, format!("{word} in ARGUMENTS comes with a later version; here it stays what it is"));
+            }
+        }
+    }
+
+    /// Attributes that have no effect, where somebody may expect one.
+    fn look_for_strangers(&mut self) {
+        let template = self.template;
+        for attribute in template.attributes() {
+            let name = attribute.name.as_str();
+            if KNOWN.contains(&name) {
+                continue;
+            }
+            if let Some((_, without)) = LATER.iter().find(|(later, _)| *later == name) {
+                self.warning(attribute, format!("{name} comes with a later version; here {without}"));
+            } else if let Some(nearest) =
+                states::nearest(name, KNOWN.iter().copied().chain(LATER.iter().map(|(n, _)| *n)))
+            {
+                self.warning(attribute, format!("{name} is unknown and has no effect; did you mean {nearest}?"));
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! A [`HookSet`]: hooks, and which of them an event makes run.
+//!
+//! The broker matches by prefix and hooks are exact, so matching has two steps. [`HookSet::prefixes`] is what to subscribe to; then each
+//! message that comes is looked up here, by the header of its event. For messages from OpenNebula that is the header inside the payload,
+//! not the key: what the owner of a machine puts into its template can neither start a hook nor hide from it.
+//!
+//! Every look-up is by hash, so thousands of hooks cost an event nothing. Prefixes of `event` hooks are looked up once for each
+//! length that occurs.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use hookbus_bridges::opennebula::{Event, Kind};
+
+use crate::hook::{Hook, RESULT_KEY_START, Trigger};
+
+/// Places in the list of hooks, in its order.
+type Places = Vec<usize>;
+
+/// Hooks, each with a name of its own, ready to be looked up.
+#[derive(Clone, Debug, Default)]
+pub struct HookSet {
+    hooks: Vec<Arc<Hook>>,
+    by_call: HashMap<Box<[u8]>, Places>,
+    by_state: HashMap<Box<[u8]>, Places>,
+    /// By length of the prefix, then by prefix.
+    by_prefix: BTreeMap<usize, HashMap<Box<[u8]>, Places>>,
+}
+
+impl HookSet {
+    /// A set of these. Of hooks with the same name the first counts.
+    pub fn new(hooks: impl IntoIterator<Item = Hook>) -> Self {
+        let mut set = HookSet::default();
+        let mut names = BTreeSet::new();
+        for hook in hooks {
+            if !names.insert(hook.name.clone()) {
+                continue;
+            }
+            let place = set.hooks.len();
+            let places = match &hook.trigger {
+                Trigger::Api { call } => set.by_call.entry(call.as_bytes().into()),
+                Trigger::State { object, state, lcm_state } => {
+                    set.by_state.entry(state_key(object.name().as_bytes(), state.as_bytes(), lcm_state.as_bytes()))
+                }
+                Trigger::Event { prefix } => {
+                    set.by_prefix.entry(prefix.len()).or_default().entry(prefix.as_bytes().into())
+                }
+            };
+            places.or_default().push(place);
+            set.hooks.push(Arc::new(hook));
+        }
+        set
+    }
+
+    /// The hooks, in the order in which they were given.
+    pub fn hooks(&self) -> &[Arc<Hook>] {
+        &self.hooks
+    }
+
+    /// What to subscribe to for them.
+    pub fn prefixes(&self) -> BTreeSet<Vec<u8>> {
+        self.hooks.iter().map(|hook| hook.trigger.subscription_prefix()).collect()
+    }
+
+    /// Whether a hook of it needs the header of OpenNebula's events.
+    pub(crate) fn wants_header(&self) -> bool {
+        !self.by_call.is_empty() || !self.by_state.is_empty()
+    }
+
+    /// The hooks that a message makes run, in the order of the set. `event` is its header, where it is one of OpenNebula.
+    pub(crate) fn matching<'k>(
+        &self,
+        keys: impl IntoIterator<Item = &'k [u8]>,
+        event: Option<&Event<'_>>,
+    ) -> Vec<Arc<Hook>> {
+        let mut places: BTreeSet<usize> = BTreeSet::new();
+        if let Some(event) = event {
+            let found = match event.kind {
+                Kind::Api => self.by_call.get(event.call),
+                Kind::State => self.by_state.get(&state_key(event.object, event.state, event.lcm_state)),
+                Kind::Other => None,
+            };
+            places.extend(found.into_iter().flatten());
+        }
+        for key in keys {
+            if key.starts_with(RESULT_KEY_START.as_bytes()) {
+                // A hook that ran because of its own result would never end.
+                return Vec::new();
+            }
+            for (&length, prefixes) in self.by_prefix.range(..=key.len()) {
+                places.extend(prefixes.get(&key[..length]).into_iter().flatten());
+            }
+        }
+        places.into_iter().map(|place| Arc::clone(&self.hooks[place])).collect()
+    }
+}
+
+/// NUL can't be in the names of states, so that two different states never have the same key.
+fn state_key(object: &[u8], state: &[u8], lcm_state: &[u8]) -> Box<[u8]> {
+    [object, state, lcm_state].join(&0).into()
+}

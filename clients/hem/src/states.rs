@@ -1,0 +1,147 @@
+//! The names of OpenNebula's states, so that a misspelt one is noticed when a hook is loaded and not when it fails to run.
+//!
+//! The lists are those of OpenNebula 7.4 (`include/VirtualMachine.h`, `Host.h`, `Image.h`, `VirtualNetwork.h`). A later version may
+//! know more, so a name that isn't here is only warned of.
+
+use crate::hook::Object;
+
+const VM: &[&str] = &[
+    "INIT",
+    "PENDING",
+    "HOLD",
+    "ACTIVE",
+    "STOPPED",
+    "SUSPENDED",
+    "DONE",
+    "POWEROFF",
+    "UNDEPLOYED",
+    "CLONING",
+    "CLONING_FAILURE",
+];
+
+const VM_LCM: &[&str] = &[
+    "LCM_INIT",
+    "PROLOG",
+    "BOOT",
+    "RUNNING",
+    "MIGRATE",
+    "SAVE_STOP",
+    "SAVE_SUSPEND",
+    "SAVE_MIGRATE",
+    "PROLOG_MIGRATE",
+    "PROLOG_RESUME",
+    "EPILOG_STOP",
+    "EPILOG",
+    "SHUTDOWN",
+    "CLEANUP_RESUBMIT",
+    "UNKNOWN",
+    "HOTPLUG",
+    "SHUTDOWN_POWEROFF",
+    "BOOT_UNKNOWN",
+    "BOOT_POWEROFF",
+    "BOOT_SUSPENDED",
+    "BOOT_STOPPED",
+    "CLEANUP_DELETE",
+    "HOTPLUG_SNAPSHOT",
+    "HOTPLUG_NIC",
+    "HOTPLUG_SAVEAS",
+    "HOTPLUG_SAVEAS_POWEROFF",
+    "HOTPLUG_SAVEAS_SUSPENDED",
+    "SHUTDOWN_UNDEPLOY",
+    "EPILOG_UNDEPLOY",
+    "PROLOG_UNDEPLOY",
+    "BOOT_UNDEPLOY",
+    "HOTPLUG_PROLOG_POWEROFF",
+    "HOTPLUG_EPILOG_POWEROFF",
+    "BOOT_MIGRATE",
+    "BOOT_FAILURE",
+    "BOOT_MIGRATE_FAILURE",
+    "PROLOG_MIGRATE_FAILURE",
+    "PROLOG_FAILURE",
+    "EPILOG_FAILURE",
+    "EPILOG_STOP_FAILURE",
+    "EPILOG_UNDEPLOY_FAILURE",
+    "PROLOG_MIGRATE_POWEROFF",
+    "PROLOG_MIGRATE_POWEROFF_FAILURE",
+    "PROLOG_MIGRATE_SUSPEND",
+    "PROLOG_MIGRATE_SUSPEND_FAILURE",
+    "BOOT_UNDEPLOY_FAILURE",
+    "BOOT_STOPPED_FAILURE",
+    "PROLOG_RESUME_FAILURE",
+    "PROLOG_UNDEPLOY_FAILURE",
+    "DISK_SNAPSHOT_POWEROFF",
+    "DISK_SNAPSHOT_REVERT_POWEROFF",
+    "DISK_SNAPSHOT_DELETE_POWEROFF",
+    "DISK_SNAPSHOT_SUSPENDED",
+    "DISK_SNAPSHOT_REVERT_SUSPENDED",
+    "DISK_SNAPSHOT_DELETE_SUSPENDED",
+    "DISK_SNAPSHOT",
+    "DISK_SNAPSHOT_REVERT",
+    "DISK_SNAPSHOT_DELETE",
+    "PROLOG_MIGRATE_UNKNOWN",
+    "PROLOG_MIGRATE_UNKNOWN_FAILURE",
+    "DISK_RESIZE",
+    "DISK_RESIZE_POWEROFF",
+    "DISK_RESIZE_UNDEPLOYED",
+    "HOTPLUG_NIC_POWEROFF",
+    "HOTPLUG_RESIZE",
+    "HOTPLUG_SAVEAS_UNDEPLOYED",
+    "HOTPLUG_SAVEAS_STOPPED",
+    "BACKUP",
+    "BACKUP_POWEROFF",
+    "RESTORE",
+];
+
+const HOST: &[&str] = &[
+    "INIT",
+    "MONITORING_MONITORED",
+    "MONITORED",
+    "ERROR",
+    "DISABLED",
+    "MONITORING_ERROR",
+    "MONITORING_INIT",
+    "MONITORING_DISABLED",
+    "OFFLINE",
+];
+
+const IMAGE: &[&str] = &[
+    "INIT",
+    "READY",
+    "USED",
+    "DISABLED",
+    "LOCKED",
+    "ERROR",
+    "CLONE",
+    "DELETE",
+    "USED_PERS",
+    "LOCKED_USED",
+    "LOCKED_USED_PERS",
+];
+
+const NET: &[&str] = &["INIT", "READY", "LOCK_CREATE", "LOCK_DELETE", "DONE", "ERROR", "UPDATE_FAILURE"];
+
+/// The states of an object.
+pub(crate) fn of(object: Object) -> &'static [&'static str] {
+    match object {
+        Object::Vm => VM,
+        Object::Host => HOST,
+        Object::Image => IMAGE,
+        Object::Net => NET,
+    }
+}
+
+/// What a machine can be doing in its state.
+pub(crate) fn lcm() -> &'static [&'static str] {
+    VM_LCM
+}
+
+/// The one of `known` that is nearest to `word`, if it is near enough to have been meant.
+pub(crate) fn nearest(word: &str, known: impl IntoIterator<Item = &'static str>) -> Option<&'static str> {
+    let far = (word.chars().count() / 3).clamp(1, 3);
+    known
+        .into_iter()
+        .map(|name| (strsim::damerau_levenshtein(word, name), name))
+        .filter(|(d, _)| *d <= far)
+        .min()
+        .map(|(_, n)| n)
+}
