@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::hm::args::{HmArgs, Words};
 use crate::log::Format;
@@ -54,6 +54,26 @@ enum Command {
     /// Replays what a real OpenNebula did through a broker with a ZeroMQ port on this machine, shows what happens to
     /// it, and prints commands with which you can subscribe from another terminal. Nothing that runs here is disturbed.
     Demo(DemoArgs),
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a completion script for a shell
+    ///
+    /// For bash, put it where your system looks for them:
+    /// hookbus completions bash > ~/.local/share/bash-completion/completions/hookbus
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What to do with the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Say what is wrong with it; the exit status is 2 if there are errors
+    Check,
+    /// Print it with all defaults, without passwords
+    Show,
 }
 
 /// How the demo plays.
@@ -81,6 +101,10 @@ pub(crate) enum Invocation {
     Hm(Words),
     /// Play the demo.
     Demo(GlobalArgs, DemoArgs),
+    /// Look at the configuration.
+    Config(GlobalArgs, ConfigCommand),
+    /// Print this completion script.
+    Completions(Vec<u8>),
 }
 
 /// Reads the command line.
@@ -100,7 +124,15 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Invocation, clap::Error> {
     Ok(match cli.command {
         Command::Hm(args) => Invocation::Hm(Words::from_args(cli.global, args)),
         Command::Demo(args) => Invocation::Demo(cli.global, args),
+        Command::Config(command) => Invocation::Config(cli.global, command),
+        Command::Completions { shell } => Invocation::Completions(completions(shell)),
     })
+}
+
+fn completions(shell: clap_complete::Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "hookbus", &mut script);
+    script
 }
 
 /// The words for `hm`, if that is what the process is to be.
@@ -121,8 +153,6 @@ fn stdin_is_pipe() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parsed(args: &[&str]) -> Result<Invocation, clap::Error> {

@@ -13,12 +13,15 @@ mod writer;
 
 use std::process::ExitCode;
 
-use cli::Invocation;
+use cli::{ConfigCommand, Invocation};
 
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os().collect()) {
         Ok(Invocation::Hm(words)) => hm::run(words),
         Ok(Invocation::Demo(global, args)) => demo::run(&global, &args),
+        Ok(Invocation::Config(global, ConfigCommand::Check)) => config::command::check(global.config.as_deref()),
+        Ok(Invocation::Config(global, ConfigCommand::Show)) => config::command::show(global.config.as_deref()),
+        Ok(Invocation::Completions(script)) => config::command::printed(&script, 0),
         Err(e) => {
             // A closed pipe behind --help is no failure.
             let _ = e.print();

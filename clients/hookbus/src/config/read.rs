@@ -5,109 +5,143 @@
 //! then made of the entries that passed. The names of the known keys come from the struct, too (`field_names`), so there
 //! is no second list of them to forget.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use serde::de::value::Error as NoError;
-use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error as _, Visitor};
 use serde::forward_to_deserialize_any;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::{Config, Place, Problem, Reading, Severity};
+use super::{Config, Place, Problem, Reading, Severity, checks};
 
-/// What the schema knows at the top. The second list is of sections whose components come with later versions.
-const HERE: [&str; 5] = ["state_dir", "broker", "zeromq", "limits", "log"];
-const LATER: [&str; 5] = ["http", "journal", "hooks", "source", "bridge"];
+/// What the schema knows at the top.
+const KNOWN: [&str; 10] =
+    ["state_dir", "broker", "zeromq", "http", "journal", "hooks", "limits", "log", "source", "bridge"];
 
 type Entry<'i> = (Spanned<DeString<'i>>, Spanned<DeValue<'i>>);
 
 /// Reads a file's text. The file in the problems is left empty for the caller to set.
 pub(super) fn read(text: &str) -> Reading {
-    let mut reader = Reader { text, problems: Vec::new() };
+    let mut reader = Reader { text, problems: Vec::new(), told: BTreeMap::new() };
     let (root, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         reader.tell(Severity::Error, error.span().map(|span| span.start), error.message().replace('\n', ", "));
     }
-    let config = reader.config(root.into_inner());
+    let mut config = reader.config(root.into_inner());
+    checks::check(&mut config, &mut reader);
     let mut problems = reader.problems;
     problems.sort_by_key(|problem| problem.place);
     Reading { config, problems }
 }
 
-struct Reader<'t> {
+/// A text being read.
+pub(super) struct Reader<'t> {
     text: &'t str,
     problems: Vec<Problem>,
+    /// Where each section and each right key is said, such as `zeromq.hwm` or `bridge[0].url`.
+    told: BTreeMap<String, usize>,
 }
 
 impl<'t> Reader<'t> {
     fn config(&mut self, root: DeTable<'t>) -> Config {
         let mut config = Config::default();
+        let mut bridges = None;
         for (key, value) in root {
             let name = key.get_ref().clone();
             match &*name {
-                "state_dir" => config.state_dir = self.value::<std::path::PathBuf>(&name, value),
+                "state_dir" => config.state_dir = self.state_dir(value),
                 "broker" => config.broker = self.section(&name, value),
                 "zeromq" => config.zeromq = self.section(&name, value),
+                "http" => config.http = self.section(&name, value),
+                "journal" => config.journal = self.section(&name, value),
+                "hooks" => config.hooks = self.section(&name, value),
                 "limits" => config.limits = self.section(&name, value),
                 "log" => config.log = self.section(&name, value),
-                later if LATER.contains(&later) => {
-                    let what = format!("`{later}` has no effect: this version of hookbus doesn't have it yet");
-                    self.tell(Severity::Warning, Some(key.span().start), what);
-                }
-                unknown => self.unknown(unknown, &key, "", HERE.iter().chain(&LATER).copied()),
+                "source" => config.sources = self.sources(value),
+                "bridge" => bridges = Some(value),
+                unknown => self.unknown(unknown, &key, "", KNOWN.into_iter()),
             }
+        }
+        // Last, since they are compared with what stands in [broker].
+        if let Some(value) = bridges {
+            config.bridges = self.bridges(value, config.broker.max_bytes);
         }
         config
     }
 
     /// One section, made of those of its entries that are right.
     fn section<T: DeserializeOwned + Default>(&mut self, section: &str, value: Spanned<DeValue<'t>>) -> T {
-        let span = value.span();
-        let value = value.into_inner();
-        let DeValue::Table(table) = value else {
+        let start = value.span().start;
+        let DeValue::Table(table) = value.into_inner() else {
             let what = format!("`{section}` is a section: write [{section}] on a line of its own, its keys below it");
-            self.tell(Severity::Error, Some(span.start), what);
+            self.tell(Severity::Error, Some(start), what);
             return T::default();
         };
+        self.told.insert(section.into(), start);
+        let known = field_names::<T>();
+        for (key, _) in &table {
+            if !known.contains(&&**key.get_ref()) {
+                self.unknown(key.get_ref(), key, &format!(" in [{section}]"), known.iter().copied());
+            }
+        }
+        self.part(&table, section, &format!("{section}."))
+    }
+
+    /// A struct, made of those entries of a table that are its own and right. `path` is what the table is called in
+    /// [`at`](Reader::at), `shown` what stands in front of a key in the text of a problem.
+    pub(super) fn part<T: DeserializeOwned + Default>(&mut self, table: &DeTable<'t>, path: &str, shown: &str) -> T {
         let known = field_names::<T>();
         let mut right = DeTable::new();
-        for (key, value) in table {
-            let name = key.get_ref().clone();
-            if !known.contains(&&*name) {
-                self.unknown(&name, &key, section, known.iter().copied());
-                continue;
-            }
+        for (key, value) in table.iter().filter(|(key, _)| known.contains(&&**key.get_ref())) {
+            let name = key.get_ref();
             match T::deserialize(of_entries([(key.clone(), value.clone())])) {
                 Ok(_) => {
-                    right.insert(key, value);
+                    self.told.insert(format!("{path}.{name}"), value.span().start);
+                    right.insert(key.clone(), value.clone());
                 }
                 Err(e) => {
-                    let what = format!("{section}.{name}: {}", e.message().replace('\n', ", "));
-                    self.tell(Severity::Error, Some(value.span().start), what);
+                    // In a list of values it is one of them that is wrong: each is tried alone.
+                    let elements = value.get_ref().as_array().into_iter().flatten();
+                    let alone = |element: &&Spanned<DeValue<'t>>| {
+                        let list = DeValue::Array([(*element).clone()].into_iter().collect());
+                        T::deserialize(of_entries([(key.clone(), Spanned::new(value.span(), list))])).is_err()
+                    };
+                    let place = elements.filter(alone).next().map_or(value.span(), Spanned::span);
+                    let what = format!("{shown}{name}: {}", e.message().replace('\n', ", "));
+                    self.tell(Severity::Error, Some(place.start), what);
                 }
             }
         }
-        T::deserialize(of_entries(right)).unwrap_or_else(|e| {
-            // Each entry was right alone, so this is a rule about several of them.
-            self.tell(Severity::Error, Some(span.start), format!("[{section}]: {}", e.message()));
-            T::default()
-        })
+        // Each entry was right alone, and no struct has a rule about several of them: those are in `checks`.
+        T::deserialize(of_entries(right)).unwrap_or_default()
     }
 
-    /// One value outside a section.
-    fn value<T: DeserializeOwned>(&mut self, name: &str, value: Spanned<DeValue<'t>>) -> Option<T> {
+    fn state_dir(&mut self, value: Spanned<DeValue<'t>>) -> Option<PathBuf> {
         let start = value.span().start;
-        T::deserialize(toml::de::ValueDeserializer::from(value))
-            .map_err(|e| self.tell(Severity::Error, Some(start), format!("{name}: {}", e.message())))
+        PathBuf::deserialize(toml::de::ValueDeserializer::from(value))
+            .map_err(|e| self.tell(Severity::Error, Some(start), format!("state_dir: {}", e.message())))
             .ok()
     }
 
-    fn unknown(
+    /// Where this section or key was said, if it was, and rightly.
+    pub(super) fn at(&self, path: &str) -> Option<usize> {
+        self.told.get(path).copied()
+    }
+
+    /// Remembers where something was said.
+    pub(super) fn said(&mut self, path: String, offset: usize) {
+        self.told.insert(path, offset);
+    }
+
+    pub(super) fn unknown(
         &mut self,
         name: &str,
         key: &Spanned<DeString<'_>>,
-        section: &str,
+        place: &str,
         known: impl Iterator<Item = &'static str>,
     ) {
-        let place = if section.is_empty() { String::new() } else { format!(" in [{section}]") };
         let what = match nearest(name, known) {
             Some(nearest) => format!("unknown key `{name}`{place}; did you mean `{nearest}`?"),
             None => format!("unknown key `{name}`{place}"),
@@ -115,9 +149,17 @@ impl<'t> Reader<'t> {
         self.tell(Severity::Error, Some(key.span().start), what);
     }
 
-    fn tell(&mut self, severity: Severity, offset: Option<usize>, what: String) {
+    pub(super) fn tell(&mut self, severity: Severity, offset: Option<usize>, what: String) {
         let place = offset.map(|offset| place_of(self.text, offset));
-        self.problems.push(Problem { severity, file: std::path::PathBuf::new(), place, what });
+        self.problems.push(Problem { severity, file: PathBuf::new(), place, what });
+    }
+
+    pub(super) fn error(&mut self, offset: usize, what: String) {
+        self.tell(Severity::Error, Some(offset), what);
+    }
+
+    pub(super) fn warn(&mut self, offset: usize, what: String) {
+        self.tell(Severity::Warning, Some(offset), what);
     }
 }
 
@@ -141,7 +183,7 @@ fn place_of(text: &str, offset: usize) -> Place {
 }
 
 /// The keys that a section's struct takes, as serde's derive tells them to a deserializer.
-fn field_names<T: DeserializeOwned>() -> &'static [&'static str] {
+pub(super) fn field_names<T: DeserializeOwned>() -> &'static [&'static str] {
     struct Ask<'a>(&'a mut &'static [&'static str]);
 
     impl<'de> Deserializer<'de> for Ask<'_> {
@@ -245,6 +287,13 @@ mod tests {
             ("[zeromq]\nhwm = -5", "2:7 Error zeromq.hwm: invalid value: integer `-5`, expected usize"),
             ("[zeromq]\npublisher = \"2101\"", "2:13 Error zeromq.publisher: endpoint `2101`: there is no `://` in it"),
             ("[log]\nlevel = \"loud\"", "2:9 Error log.level: unknown variant `loud`, expected one of `error`, `warn`"),
+            (
+                "[http]\nlisten = [\"127.0.0.1:1\",\n\"0.0.0.0:2\"]",
+                "3:1 Error http.listen: `0.0.0.0:2` is reachable from other",
+            ),
+            ("[http]\nlisten = [\"localhost:1\"]", "2:11 Error http.listen: `localhost:1` is no address with a port"),
+            ("[hooks]\nconcurrency = 0", "2:15 Error hooks.concurrency: 0 is too little"),
+            ("[hooks]\noverflow = \"drop\"", "2:12 Error hooks.overflow: unknown variant `drop`, expected one of"),
             ("broker = 5", "1:10 Error `broker` is a section: write [broker] on a line of its own"),
             ("[[broker]]\nmax_bytes = 5", "1:1 Error `broker` is a section"),
             ("state_dir = 5", "1:13 Error state_dir: invalid type: integer `5`"),
@@ -264,16 +313,21 @@ mod tests {
     }
 
     #[test]
-    fn sections_of_later_versions_are_a_warning() {
-        let reading = read("[journal]\npath = \"/x\"\n[[bridge]]\nname = \"a\"\n");
-        assert_eq!(reading.problems.len(), 2);
-        assert!(reading.problems.iter().all(|problem| problem.severity == Severity::Warning));
-        assert!(reading.strict().is_ok());
-    }
-
-    #[test]
     fn any_bytes_are_survived() {
-        for text in ["\u{0}", "=", "[", "[[", "[broker", "a = \"", "ü = ä", "[zeromq]\nhwm", "x = [1, {y = }]"] {
+        for text in [
+            "\u{0}",
+            "=",
+            "[",
+            "[[",
+            "[broker",
+            "a = \"",
+            "ü = ä",
+            "[zeromq]\nhwm",
+            "x = [1, {y = }]",
+            "bridge = [1]",
+            "[bridge]\nname = 1",
+            "[[source]]\ntype = 7",
+        ] {
             let reading = read(text);
             assert!(!reading.problems.is_empty(), "{text}");
             assert!(reading.strict().is_err(), "{text}");

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
+use serde::{Serialize, Serializer};
 
 /// A size in bytes. Written as a whole number with a unit, `"512MiB"`; units are B, KiB, MiB, GiB, TiB (1024 each), kB, MB,
 /// GB, TB (1000 each), and K, M, G, T for the first kind, as systemd reads them. A number without a unit is bytes.
@@ -69,6 +70,12 @@ impl fmt::Display for ByteSize {
         let (unit, factor) =
             UNITS[..5].iter().find(|(_, factor)| self.0 != 0 && self.0.is_multiple_of(*factor)).unwrap_or(&UNITS[4]);
         write!(f, "{}{unit}", self.0 / factor)
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -1,0 +1,181 @@
+//! What several keys mean together, and what has no effect yet.
+//!
+//! Warnings are about what a file says, never about defaults: nobody is warned of what a file leaves out.
+
+use std::path::PathBuf;
+
+use hookbus_bridges::zeromq::Endpoint;
+
+use super::bridge::{BridgeConfig, BridgeKind};
+use super::read::Reader;
+use super::source::{SourceConfig, SourceKind};
+use super::{ByteSize, Config, Overflow, Url};
+
+/// Sets the defaults that depend on other sections, and tells what doesn't fit together.
+pub(super) fn check(config: &mut Config, reader: &mut Reader<'_>) {
+    zeromq_beside_a_source(config, reader);
+    let max_bytes = config.broker.max_bytes;
+    hwm_bytes(reader, "zeromq", "zeromq.", config.zeromq.hwm_bytes, max_bytes);
+    hwm_bytes(reader, "hooks", "hooks.", config.hooks.hwm_bytes, max_bytes);
+    overflow(reader, "hooks", "hooks.", config.hooks.overflow);
+    if let Some(place) = reader.at("http.token_file") {
+        let what =
+            "http.token_file has no effect: on TCP this version has only health and metrics, which need no token";
+        reader.warn(place, what.into());
+    }
+    for path in ["journal", "limits.dead_letters", "limits.dead_letter_bytes"] {
+        if let Some(place) = reader.at(path) {
+            reader.warn(place, format!("`{path}` has no effect: this version of hookbus doesn't have it yet"));
+        }
+    }
+}
+
+/// A source of type zeromq usually connects to the original driver's ports, so ours are off unless somebody wants them.
+fn zeromq_beside_a_source(config: &mut Config, reader: &mut Reader<'_>) {
+    let Some(source) = config.sources.iter().find(|source| matches!(source.kind, SourceKind::Zeromq(_))) else {
+        return;
+    };
+    if reader.at("zeromq.enabled").is_some() {
+        return;
+    }
+    config.zeromq.enabled = false;
+    if let Some(place) = reader.at(&format!("source {}", source.name)) {
+        let what = format!(
+            "[zeromq] is off because source `{}` is a ZeroMQ port; to serve ports as well, write enabled = true in [zeromq]",
+            source.name
+        );
+        reader.warn(place, what);
+    }
+}
+
+/// Whether a source can be used; `path` is what it is called in [`Reader::at`].
+pub(super) fn source(source: &SourceConfig, path: &str, reader: &mut Reader<'_>) -> bool {
+    let shown = format!("source `{}`: ", source.name);
+    match &source.kind {
+        SourceKind::Zeromq(_) => {
+            let problem = match source.url.reveal().parse() {
+                Ok(Endpoint::Tcp { host: hookbus_bridges::zeromq::Host::Any, .. } | Endpoint::Tcp { port: 0, .. }) => {
+                    Some("a place to connect to is expected, with an address and a port".to_owned())
+                }
+                Ok(_) => None,
+                Err(e) => Some(e.to_string()),
+            };
+            if let (Some(problem), Some(place)) = (&problem, reader.at(&format!("{path}.url"))) {
+                reader.error(place, format!("{shown}url: {problem}"));
+            }
+            problem.is_none()
+        }
+        SourceKind::GanetiJobs(ganeti) => {
+            password(reader, path, &shown, &source.url, ganeti.user.as_deref(), ganeti.password_file.as_ref());
+            true
+        }
+    }
+}
+
+/// Tells what doesn't fit together in a bridge; `path` is what it is called in [`Reader::at`].
+pub(super) fn bridge(bridge: &BridgeConfig, path: &str, reader: &mut Reader<'_>, max_bytes: ByteSize) {
+    let shown = format!("bridge `{}`: ", bridge.name);
+    hwm_bytes(reader, path, &shown, bridge.delivery.hwm_bytes, max_bytes);
+    overflow(reader, path, &shown, bridge.delivery.overflow);
+    let url = &bridge.url;
+    match &bridge.kind {
+        BridgeKind::Nats(nats) => {
+            password(reader, path, &shown, url, nats.user.as_deref(), nats.password_file.as_ref());
+            one_way_to_log_in(reader, path, &shown, url);
+            if !nats.jetstream {
+                for key in ["stream", "subjects", "stream_max_age", "stream_max_bytes"] {
+                    if let Some(place) = reader.at(&format!("{path}.{key}")) {
+                        reader.warn(
+                            place,
+                            format!("{shown}{key} has no effect: jetstream = false, so there is no stream"),
+                        );
+                    }
+                }
+            }
+        }
+        BridgeKind::Mqtt(mqtt) => {
+            password(reader, path, &shown, url, mqtt.user.as_deref(), mqtt.password_file.as_ref());
+            if mqtt.version == super::MqttVersion::V311
+                && bridge.delivery.format == super::EventFormat::CloudeventsBinary
+                && let Some(place) = reader.at(&format!("{path}.format"))
+            {
+                let what =
+                    "format: MQTT 3.1.1 has no headers for cloudevents-binary; write cloudevents, or version = \"5\"";
+                reader.error(place, format!("{shown}{what}"));
+            }
+        }
+        BridgeKind::Amqp(amqp) => {
+            password(reader, path, &shown, url, amqp.user.as_deref(), amqp.password_file.as_ref());
+        }
+        BridgeKind::Webhook(_) => {}
+    }
+    let (cert, key) = (reader.at(&format!("{path}.cert_file")), reader.at(&format!("{path}.key_file")));
+    if let (Some(place), None) | (None, Some(place)) = (cert, key) {
+        reader.error(place, format!("{shown}cert_file and key_file belong together; the other one is missing"));
+    }
+    // The servers of NATS ask for TLS themselves, so there the scheme says nothing.
+    if matches!(url.scheme(), "mqtt" | "amqp" | "http") {
+        for key in ["ca_file", "cert_file", "key_file"] {
+            if let Some(place) = reader.at(&format!("{path}.{key}")) {
+                let scheme = url.scheme();
+                reader.warn(
+                    place,
+                    format!("{shown}{key} has no effect: a URL with {scheme}:// is not encrypted; write {scheme}s://"),
+                );
+            }
+        }
+    }
+}
+
+/// A high-water mark that the broker's own limit makes meaningless.
+fn hwm_bytes(reader: &mut Reader<'_>, path: &str, shown: &str, hwm_bytes: ByteSize, max_bytes: ByteSize) {
+    if let Some(place) = reader.at(&format!("{path}.hwm_bytes"))
+        && hwm_bytes > max_bytes
+    {
+        let what = format!(
+            "{shown}hwm_bytes: {hwm_bytes} are never reached, since all queues together hold {max_bytes} ([broker] max_bytes)"
+        );
+        reader.warn(place, what);
+    }
+}
+
+fn overflow(reader: &mut Reader<'_>, path: &str, shown: &str, overflow: Overflow) {
+    let Some(place) = reader.at(&format!("{path}.overflow")) else { return };
+    let what = match overflow {
+        Overflow::Block => "oned can't wait: towards its events `block` acts as `drop-oldest`",
+        Overflow::Spill => {
+            "`spill` has no effect: this version of hookbus doesn't have the journal yet; it acts as `drop-oldest`"
+        }
+        Overflow::DropNewest | Overflow::DropOldest | Overflow::Disconnect => return,
+    };
+    reader.warn(place, format!("{shown}overflow: {what}"));
+}
+
+/// A password needs a user, and one place.
+fn password(reader: &mut Reader<'_>, path: &str, shown: &str, url: &Url, user: Option<&str>, file: Option<&PathBuf>) {
+    if let (Some(_), Some(_), Some(place)) = (url.user(), user, reader.at(&format!("{path}.user"))) {
+        reader.error(place, format!("{shown}user: the URL names one, too; write it in one place"));
+    }
+    let (Some(_), Some(place)) = (file, reader.at(&format!("{path}.password_file"))) else { return };
+    let what = if url.has_password() {
+        "the URL has a password, too; take it out there"
+    } else if url.user().is_none() && user.is_none() {
+        "whose password is it? Name the user, by `user` or in the URL"
+    } else {
+        return;
+    };
+    reader.error(place, format!("{shown}password_file: {what}"));
+}
+
+/// NATS has several ways to say who one is; with two of them it isn't clear which is meant.
+fn one_way_to_log_in(reader: &mut Reader<'_>, path: &str, shown: &str, url: &Url) {
+    let ways = ["password_file", "token_file", "nkey_file", "creds_file"];
+    let mut told: Vec<(usize, &str)> =
+        ways.iter().filter_map(|key| Some((reader.at(&format!("{path}.{key}"))?, *key))).collect();
+    told.sort_unstable();
+    let in_url = url.user().is_some() && !told.iter().any(|(_, key)| *key == "password_file");
+    let first = if in_url { "the URL" } else { told.first().map_or("", |(_, key)| key) };
+    for (place, key) in told.iter().skip(usize::from(!in_url)) {
+        reader.error(*place, format!("{shown}{key}: {first} says already who we are; one way to log in is enough"));
+    }
+}

@@ -1,0 +1,373 @@
+//! The lists, what is checked across keys, and the annotated sample.
+
+use std::collections::BTreeSet;
+
+use super::read::{field_names, read};
+use super::*;
+
+/// What a file says that has no errors.
+fn right(text: &str) -> Config {
+    read(text).strict().unwrap_or_else(|errors| panic!("{errors:?}\n{text}")).0
+}
+
+fn told(text: &str) -> Vec<String> {
+    let problems = read(text).problems.into_iter().map(|problem| {
+        let Place { line, column } = problem.place.expect("what is in a text has a place");
+        format!("{line}:{column} {:?} {}", problem.severity, problem.what)
+    });
+    problems.collect()
+}
+
+/// What is told apart from the warning that bridges have no effect.
+fn told_of_bridge(keys: &str) -> Vec<String> {
+    let mut told = told(&format!("[[bridge]]\nname = \"b\"\n{keys}"));
+    told.retain(|told| !told.contains("`b` has no effect"));
+    told
+}
+
+#[test]
+fn a_list_has_tables_of_several_types() {
+    let config = right(
+        r#"
+        [[source]]
+        name = "old-frontend"
+        type = "zeromq"
+        url = "tcp://127.0.0.1:2101"
+
+        [[source]]
+        name = "cluster"
+        type = "ganeti-jobs"
+        url = "https://cluster.example.com:5080"
+        user = "reader"
+        password_file = "/etc/hookbus/rapi"
+        interval = "10s"
+
+        [[bridge]]
+        name = "ops-nats"
+        type = "nats"
+        url = "nats://127.0.0.1:4222"
+        prefixes = ["EVENT STATE VM/"]
+        hwm = 77
+
+        [[bridge]]
+        name = "core"
+        type = "nats"
+        url = "nats://127.0.0.1:4222"
+        jetstream = false
+        root = "clouds.one"
+
+        [[bridge]]
+        name = "home"
+        type = "mqtt"
+        url = "mqtts://user@broker.example.com:8883"
+        password_file = "/etc/hookbus/mqtt.password"
+        ca_file = "/etc/ssl/home.pem"
+        version = "3.1.1"
+
+        [[bridge]]
+        name = "rabbit"
+        type = "amqp"
+        url = "amqp://guest:s3cr3t@127.0.0.1:5672/%2f"
+        unroutable = "dead-letter"
+        overflow = "disconnect"
+
+        [[bridge]]
+        name = "chat"
+        type = "webhook"
+        url = "https://chat.example.com/hook"
+        format = "cloudevents-binary"
+        "#,
+    );
+    assert_eq!(config.sources[0].kind, SourceKind::Zeromq(ZeromqSource::default()));
+    let SourceKind::GanetiJobs(ganeti) = &config.sources[1].kind else { panic!("{config:?}") };
+    assert_eq!((ganeti.user.as_deref(), ganeti.interval), (Some("reader"), Period::seconds(10)));
+    let [ops, core, home, rabbit, chat] = &config.bridges[..] else { panic!("{config:?}") };
+    assert_eq!((&*ops.name, ops.delivery.hwm, ops.delivery.overflow), ("ops-nats", 77, Overflow::Spill));
+    assert_eq!(ops.delivery.prefixes, ["EVENT STATE VM/"]);
+    assert_eq!(ops.kind, BridgeKind::Nats(NatsConfig::default()));
+    let BridgeKind::Nats(nats) = &core.kind else { panic!("{core:?}") };
+    assert_eq!((core.delivery.overflow, &nats.subjects[..]), (Overflow::DropNewest, &["clouds.one.>".to_owned()][..]));
+    let BridgeKind::Mqtt(mqtt) = &home.kind else { panic!("{home:?}") };
+    assert_eq!((mqtt.qos, mqtt.version, home.tls.ca_file.is_some()), (1, MqttVersion::V311, true));
+    assert_eq!(rabbit.delivery.overflow, Overflow::Disconnect);
+    assert_eq!((chat.delivery.format, chat.delivery.overflow), (EventFormat::CloudeventsBinary, Overflow::Spill));
+    assert!(!config.zeromq.enabled, "off beside a source of that type");
+    assert!(!format!("{config:?}").contains("s3cr3t"));
+    assert_eq!(rabbit.url.reveal(), "amqp://guest:s3cr3t@127.0.0.1:5672/%2f");
+}
+
+#[test]
+fn what_is_wrong_in_a_list_is_told_with_its_place() {
+    for (text, expected) in [
+        ("[[bridge]]\ntype = \"nats\"\nurl = \"nats://h\"", "1:1 Error bridge: `name` is missing"),
+        (
+            "[[bridge]]\nname = \"a\"\nurl = \"nats://h\"",
+            "1:1 Error bridge `a`: `type` is missing; write one of nats, mqtt,",
+        ),
+        ("[[bridge]]\nname = \"a\"\ntype = \"nats\"", "1:1 Error bridge `a`: `url` is missing"),
+        (
+            "[[bridge]]\nname = \"a b\"\ntype = \"nats\"\nurl = \"nats://h\"",
+            "2:8 Error bridge `a b`: name: `a b` can't be a name",
+        ),
+        (
+            "[[bridge]]\nname = \"a\"\ntype = \"natz\"\nurl = \"nats://h\"\nqos = 1",
+            "3:8 Error bridge `a`: unknown type `natz`; did you mean `nats`?",
+        ),
+        (
+            "[[bridge]]\nname = \"a\"\ntype = \"zeromq\"\nurl = \"tcp://h:1\"",
+            "3:8 Error bridge `a`: the ZeroMQ ports are a section of their own",
+        ),
+        (
+            "[[bridge]]\nname = \"a\"\ntype = \"nats\"\nurl = \"mqtt://h\"",
+            "4:7 Error bridge `a`: a URL of type nats begins with nats://",
+        ),
+        (
+            "[[bridge]]\nname = \"a\"\ntype = \"nats\"\nurl = \"s3cr3t@h\"",
+            "4:7 Error bridge `a`: url: there is no `://` in it",
+        ),
+        ("[bridge]\nname = \"a\"", "1:1 Error `bridge` is a list: write [[bridge]]"),
+        ("bridge = [5]", "1:11 Error `bridge` is a list of tables"),
+        (
+            "[[source]]\nname = \"a\"\ntype = \"zeromq\"\nurl = \"tcp://h\"",
+            "4:7 Error source `a`: url: endpoint `tcp://h`: the port is missing",
+        ),
+        (
+            "[[source]]\nname = \"a\"\ntype = \"zeromq\"\nurl = \"tcp://*:2101\"",
+            "4:7 Error source `a`: url: a place to connect to",
+        ),
+    ] {
+        let Reading { config, .. } = read(text);
+        let mut told = told(text);
+        told.retain(|told| !told.contains("Warning"));
+        assert!(matches!(&told[..], [one] if one.starts_with(expected)), "{text}: {told:?}");
+        assert_eq!(config, Config::default(), "it is left out: {text}");
+    }
+}
+
+#[test]
+fn an_unknown_key_of_a_list_names_the_nearest_one_of_its_type() {
+    let nats = "type = \"nats\"\nurl = \"nats://h\"\n";
+    for (key, expected) in [
+        ("jetsteam = true", "5:1 Error unknown key `jetsteam` in bridge `b`; did you mean `jetstream`?"),
+        ("hwn = 1", "5:1 Error unknown key `hwn` in bridge `b`; did you mean `hwm`?"),
+        ("pasword_file = \"/x\"", "5:1 Error unknown key `pasword_file` in bridge `b`; did you mean `password_file`?"),
+        ("qos = 1", "5:1 Error bridge `b`: `qos` is a key of type mqtt, this one is of type nats"),
+        ("zzz = 1", "5:1 Error unknown key `zzz` in bridge `b`"),
+        ("jetstream = \"no\"", "5:13 Error bridge `b`: jetstream: invalid type: string \"no\", expected a boolean"),
+        ("subjects = [\"a\", 5]", "5:18 Error bridge `b`: subjects: invalid type: integer `5`, expected a string"),
+        ("root = \"a..b\"", "5:8 Error bridge `b`: root: `a..b` can't be the beginning of names"),
+    ] {
+        let told = told_of_bridge(&format!("{nats}{key}"));
+        assert!(matches!(&told[..], [one] if one.starts_with(expected)), "{key}: {told:?}");
+    }
+}
+
+#[test]
+fn a_name_stands_for_one_table_of_a_list() {
+    let bridge = "[[bridge]]\nname = \"a\"\ntype = \"mqtt\"\nurl = \"mqtt://h\"\n";
+    let source = "[[source]]\nname = \"a\"\ntype = \"zeromq\"\nurl = \"tcp://h:1\"\n";
+    let told = told(&format!("{bridge}{bridge}{source}"));
+    let errors: Vec<_> = told.iter().filter(|told| told.contains("Error")).collect();
+    assert_eq!(errors, ["6:8 Error another bridge is called `a` already; give this one a name of its own"]);
+}
+
+#[test]
+fn keys_that_do_not_fit_together_are_told() {
+    for (keys, expected) in [
+        (
+            "type = \"mqtt\"\nurl = \"mqtt://h\"\npassword_file = \"/x\"",
+            "5:17 Error bridge `b`: password_file: whose password is it?",
+        ),
+        (
+            "type = \"mqtt\"\nurl = \"mqtt://u:p@h\"\npassword_file = \"/x\"",
+            "5:17 Error bridge `b`: password_file: the URL has a password, too",
+        ),
+        ("type = \"amqp\"\nurl = \"amqp://u@h\"\nuser = \"v\"", "5:8 Error bridge `b`: user: the URL names one, too"),
+        (
+            "type = \"nats\"\nurl = \"nats://h\"\ntoken_file = \"/t\"\nnkey_file = \"/n\"",
+            "6:13 Error bridge `b`: nkey_file: token_file says already who we are",
+        ),
+        (
+            "type = \"nats\"\nurl = \"nats://t@h\"\nnkey_file = \"/n\"",
+            "5:13 Error bridge `b`: nkey_file: the URL says already who we are",
+        ),
+        (
+            "type = \"nats\"\nurl = \"nats://h\"\njetstream = false\nstream = \"X\"",
+            "6:10 Warning bridge `b`: stream has no effect: jetstream = false",
+        ),
+        (
+            "type = \"amqp\"\nurl = \"amqps://h\"\ncert_file = \"/c\"",
+            "5:13 Error bridge `b`: cert_file and key_file belong together",
+        ),
+        (
+            "type = \"amqp\"\nurl = \"amqp://h\"\nca_file = \"/c\"",
+            "5:11 Warning bridge `b`: ca_file has no effect: a URL with amqp:// is not encrypted; write amqps://",
+        ),
+        ("type = \"mqtt\"\nurl = \"mqtt://h\"\nqos = 2", "5:7 Error bridge `b`: qos: 2 is not offered"),
+        (
+            "type = \"mqtt\"\nurl = \"mqtt://h\"\nversion = \"3.1.1\"\nformat = \"cloudevents-binary\"",
+            "6:10 Error bridge `b`: format: MQTT 3.1.1 has no headers",
+        ),
+        (
+            "type = \"mqtt\"\nurl = \"mqtt://h\"\nhwm_bytes = \"1GiB\"",
+            "5:13 Warning bridge `b`: hwm_bytes: 1GiB are never reached, since all queues together hold 512MiB",
+        ),
+        (
+            "type = \"mqtt\"\nurl = \"mqtt://h\"\noverflow = \"block\"",
+            "5:12 Warning bridge `b`: overflow: oned can't wait",
+        ),
+        (
+            "type = \"mqtt\"\nurl = \"mqtt://h\"\noverflow = \"spill\"",
+            "5:12 Warning bridge `b`: overflow: `spill` has no effect",
+        ),
+    ] {
+        let told = told_of_bridge(keys);
+        assert!(matches!(&told[..], [one] if one.starts_with(expected)), "{keys}: {told:?}");
+    }
+    let user = "type = \"nats\"\nurl = \"nats://u@h\"\npassword_file = \"/x\"";
+    assert_eq!(told_of_bridge(user), [""; 0]);
+}
+
+#[test]
+fn what_has_no_effect_is_a_warning() {
+    for (text, expected) in [
+        (
+            "[journal]\nmax_age = \"7d\"",
+            "1:1 Warning `journal` has no effect: this version of hookbus doesn't have it yet",
+        ),
+        ("[limits]\ndead_letters = 5", "2:16 Warning `limits.dead_letters` has no effect"),
+        ("[http]\ntoken_file = \"/t\"", "2:14 Warning http.token_file has no effect"),
+        (
+            "[hooks]\noverflow = \"block\"",
+            "2:12 Warning hooks.overflow: oned can't wait: towards its events `block` acts as",
+        ),
+        ("[zeromq]\nhwm_bytes = \"2GiB\"", "2:13 Warning zeromq.hwm_bytes: 2GiB are never reached"),
+        (
+            "[broker]\nmax_bytes = \"64MiB\"\n[hooks]\nhwm_bytes = \"65MiB\"",
+            "4:13 Warning hooks.hwm_bytes: 65MiB are never reached",
+        ),
+        (
+            "[[bridge]]\nname = \"a\"\ntype = \"nats\"\nurl = \"nats://h\"",
+            "1:1 Warning bridge `a` has no effect: this version",
+        ),
+        (
+            "[[source]]\nname = \"a\"\ntype = \"ganeti-jobs\"\nurl = \"https://h\"",
+            "1:1 Warning source `a` has no effect: this version",
+        ),
+    ] {
+        let told = told(text);
+        assert!(matches!(&told[..], [one] if one.starts_with(expected)), "{text}: {told:?}");
+        assert!(read(text).strict().is_ok(), "{text}");
+    }
+    assert_eq!(told("[broker]\nmax_bytes = \"64MiB\""), [""; 0], "nobody is warned of a default");
+}
+
+#[test]
+fn the_ports_are_off_beside_a_zeromq_source_unless_somebody_wants_them() {
+    let source = "[[source]]\nname = \"a\"\ntype = \"zeromq\"\nurl = \"tcp://h:1\"\n";
+    assert!(!right(source).zeromq.enabled);
+    assert!(told(source).iter().any(|told| told.starts_with("1:1 Warning [zeromq] is off because source `a`")));
+    assert!(right(&format!("{source}[zeromq]\nenabled = true")).zeromq.enabled);
+    assert!(!right(&format!("{source}[zeromq]\nhwm = 5")).zeromq.enabled);
+}
+
+#[test]
+fn what_is_shown_can_be_read_again() {
+    for text in ["", SAMPLE, &uncommented()] {
+        let config = right(text);
+        let shown = toml::to_string(&config).unwrap();
+        assert_eq!(right(&shown), config, "{shown}");
+    }
+    let secret = "[[bridge]]\nname = \"a\"\ntype = \"amqp\"\nurl = \"amqp://u:s3cr3t@h\"";
+    let shown = toml::to_string(&right(secret)).unwrap();
+    assert!(shown.contains("amqp://u:***@h") && !shown.contains("s3cr3t"), "{shown}");
+}
+
+const SAMPLE: &str = include_str!("../../../../packaging/hookbus.toml");
+
+/// The sample with everything in it: what follows a `#` without a blank is a line of configuration.
+fn uncommented() -> String {
+    let meant = |line: &str| line.starts_with(|c: char| c.is_lowercase() || c == '[');
+    let lines = SAMPLE.lines().map(|line| line.strip_prefix('#').filter(|line| meant(line)).unwrap_or(line));
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
+/// The annotated sample says what the defaults are, and leaves no key out.
+#[test]
+fn the_sample_is_the_default() {
+    assert_eq!(read(SAMPLE), Reading::default());
+    let mut config = right(&uncommented());
+
+    // Keys without a default have an example in its place.
+    assert!(config.state_dir.take().is_some());
+    assert!(config.http.socket.take().is_some() && config.http.group.take().is_some());
+    assert!(config.http.token_file.take().is_some() && !std::mem::take(&mut config.http.listen).is_empty());
+    assert!(config.journal.path.take().is_some());
+    assert!(config.hooks.dir.take().is_some() && config.hooks.run_if.take().is_some());
+    assert!(config.log.file.take().is_some());
+    let (sources, bridges) = (std::mem::take(&mut config.sources), std::mem::take(&mut config.bridges));
+    assert_eq!(config, Config::default());
+
+    for SourceConfig { kind, .. } in sources {
+        match kind {
+            SourceKind::Zeromq(zeromq) => assert_eq!(zeromq, ZeromqSource::default()),
+            SourceKind::GanetiJobs(mut ganeti) => {
+                (ganeti.user, ganeti.password_file, ganeti.ca_file) = (None, None, None);
+                assert_eq!(ganeti, GanetiJobsSource::default());
+            }
+        }
+    }
+    for BridgeConfig { delivery, kind, .. } in bridges {
+        assert_eq!(delivery, Delivery { overflow: Overflow::Spill, ..Delivery::default() });
+        match kind {
+            BridgeKind::Nats(mut nats) => {
+                (nats.user, nats.password_file, nats.creds_file) = (None, None, None);
+                (nats.token_file, nats.nkey_file) = (None, None);
+                assert_eq!(nats, NatsConfig::default());
+            }
+            BridgeKind::Mqtt(mut mqtt) => {
+                (mqtt.client_id, mqtt.user, mqtt.password_file) = (None, None, None);
+                assert_eq!(mqtt, MqttConfig::default());
+            }
+            BridgeKind::Amqp(mut amqp) => {
+                (amqp.user, amqp.password_file) = (None, None);
+                assert_eq!(amqp, AmqpConfig::default());
+            }
+            BridgeKind::Webhook(mut webhook) => {
+                webhook.token_file = None;
+                assert_eq!(webhook, WebhookConfig::default());
+            }
+        }
+    }
+}
+
+/// Sample and page name every key there is. What can't stand in the sample beside another key stands in its comments.
+#[test]
+fn every_key_is_in_the_sample_and_on_the_page() {
+    let page = include_str!("../../../../docs/configuration.md");
+    let keys: BTreeSet<&str> = [
+        field_names::<BrokerConfig>(),
+        field_names::<ZeromqConfig>(),
+        field_names::<HttpConfig>(),
+        field_names::<JournalConfig>(),
+        field_names::<HooksConfig>(),
+        field_names::<LimitsConfig>(),
+        field_names::<LogConfig>(),
+        field_names::<Delivery>(),
+        field_names::<TlsFiles>(),
+        field_names::<NatsConfig>(),
+        field_names::<MqttConfig>(),
+        field_names::<AmqpConfig>(),
+        field_names::<WebhookConfig>(),
+        field_names::<ZeromqSource>(),
+        field_names::<GanetiJobsSource>(),
+    ]
+    .concat()
+    .into_iter()
+    .chain(["state_dir", "name", "type", "url"])
+    .collect();
+    for key in keys {
+        assert!(SAMPLE.contains(&format!("\n#{key} = ")) || SAMPLE.contains(&format!("`{key}`")), "sample: {key}");
+        assert!(page.contains(&format!("`{key}`")), "page: {key}");
+    }
+}
