@@ -3,6 +3,7 @@
 //! The whole body is read and checked before anything of it is published, so an error in it means that nobody has got anything.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -39,6 +40,9 @@ pub(crate) async fn publish(
     let pairs = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
     let decoded = cloudevents::decode(content_type, pairs, &body).map_err(|e| refused(&e))?;
     let batch = content_type.is_some_and(|text| text.trim_start().to_ascii_lowercase().starts_with(cloudevents::BATCH));
+    if shared.closing.load(Ordering::Relaxed) {
+        return Err(ending());
+    }
     let deadline = Instant::now() + PATIENCE;
     let mut accepted = Vec::with_capacity(decoded.len());
     let total = decoded.len();
@@ -74,10 +78,14 @@ async fn one(broker: &Broker, event: Incoming, deadline: Instant) -> Result<Valu
             let id = own_id.unwrap_or_else(|| format!("{}-{offset}", broker.log_id()));
             Ok(json!({ "id": id, "offset": offset.get() }))
         }
-        Ok(Err(PublishError::Closed)) => Err(Problem::unavailable("hookbus is about to end", RETRY_AFTER_SECONDS)),
+        Ok(Err(PublishError::Closed)) => Err(ending()),
         Ok(Err(e)) => Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, e.to_string())),
         Err(_) => Err(Problem::unavailable(full(broker), RETRY_AFTER_SECONDS)),
     }
+}
+
+fn ending() -> Problem {
+    Problem::unavailable("hookbus is about to end; nothing was published", RETRY_AFTER_SECONDS)
 }
 
 /// Who is to blame for a publish that waited in vain.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -52,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) followers: Followers,
     pub(crate) daemon: Arc<dyn Daemon>,
     pub(crate) metrics: Metrics,
+    /// Nothing more is published.
+    pub(crate) closing: AtomicBool,
 }
 
 /// Who is at the other end of a request's connection.

@@ -8,6 +8,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -107,6 +108,7 @@ impl Server {
             followers: Followers::default(),
             daemon,
             metrics: Metrics::default(),
+            closing: AtomicBool::new(false),
             options,
         };
         Server { shared: Arc::new(shared), more, places, tasks: Mutex::default(), ending: watch::Sender::new(false) }
@@ -154,8 +156,14 @@ impl Server {
         self.shared.options.max_connections - self.places.available_permits()
     }
 
+    /// Answers 503 to whoever publishes from now on; everything else goes on.
+    pub fn refuse_events(&self) {
+        self.shared.closing.store(true, Ordering::Relaxed);
+    }
+
     /// Ends in order, by `deadline` at the latest. The listeners are closed first.
     pub async fn shutdown(&self, deadline: Instant) {
+        self.refuse_events();
         self.ending.send_replace(true);
         self.shared.followers.close();
         let mut tasks = std::mem::take(&mut *self.tasks.lock());

@@ -5,7 +5,9 @@
 
 mod cli;
 mod config;
+mod daemon;
 mod demo;
+mod forward;
 mod hm;
 mod log;
 mod process;

@@ -22,7 +22,6 @@ pub(crate) enum Overflow {
 
 impl Overflow {
     /// The policy of a queue in memory. Without a journal nothing can spill, so the oldest make room.
-    #[allow(dead_code)] // The parts that use it come with the daemon.
     pub(crate) const fn in_memory(self) -> InMemory {
         match self {
             Overflow::DropNewest => InMemory::DropNewest,

@@ -31,7 +31,7 @@ pub(crate) struct HmArgs {
     /// Accepted for the sake of old configurations; it has no effect
     #[arg(short = 't', long, value_name = "THREADS")]
     pub(crate) threads: Option<String>,
-    /// Hand everything to a running `hookbus serve` (in a later version)
+    /// Hand everything to the `hookbus serve` that listens at this socket
     #[arg(long, value_name = "SOCKET")]
     pub(crate) forward: Option<PathBuf>,
     /// Print help

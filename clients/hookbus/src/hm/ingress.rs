@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use hookbus_bridges::opennebula::{self, INIT_ANSWER, Item, LineReader, Parser};
 use hookbus_broker::{Broker, Message, Timestamp};
 
+use super::forwarder::Forwarder;
 use crate::writer::Writer;
 
 /// When this much waits, what comes now will wait long and is [kept apart](LineReader::keep_apart), in bytes. Less is left
@@ -35,9 +36,18 @@ pub(crate) struct Ingress {
     batch: VecDeque<Message>,
     /// What the batch holds, in bytes of keys and payloads.
     batch_bytes: usize,
-    /// Where to; nothing while messages are held back.
-    broker: Option<Broker>,
+    to: To,
     taken_in: u64,
+}
+
+/// Where messages go.
+#[derive(Debug)]
+enum To {
+    /// They are held back.
+    Nowhere,
+    Broker(Broker),
+    /// Lines go on as they came; nothing of them is parsed here.
+    Daemon(Forwarder),
 }
 
 impl Ingress {
@@ -49,16 +59,25 @@ impl Ingress {
             oned,
             batch: VecDeque::new(),
             batch_bytes: 0,
-            broker: None,
+            to: To::Nowhere,
             taken_in: 0,
         }
+    }
+
+    /// One that hands lines to a daemon.
+    pub(crate) fn forwarding(oned: Writer, forwarder: Forwarder) -> Self {
+        Ingress { to: To::Daemon(forwarder), ..Ingress::holding(oned) }
     }
 
     /// Handles the complete lines that were read.
     pub(crate) fn take_in(&mut self) -> Turn {
         let now = Timestamp::from(SystemTime::now());
         let mut turn = Turn::GoOn;
-        let waiting = self.broker.as_ref().map_or(self.batch_bytes, Broker::held_bytes);
+        let waiting = match &self.to {
+            To::Nowhere => self.batch_bytes,
+            To::Broker(broker) => broker.held_bytes(),
+            To::Daemon(forwarder) => forwarder.waiting_bytes(),
+        };
         self.lines.keep_apart(waiting > BACKLOG_BYTES);
         while let Some(item) = self.lines.next() {
             if self.item(item, now) == Turn::Finalize {
@@ -80,7 +99,7 @@ impl Ingress {
 
     /// Ends the holding back: what was held goes to the broker now, what comes at once.
     pub(crate) fn release(&mut self, broker: &Broker) {
-        self.broker = Some(broker.clone());
+        self.to = To::Broker(broker.clone());
         self.publish();
         // The room for what was held is needed no more.
         self.batch = VecDeque::new();
@@ -88,7 +107,7 @@ impl Ingress {
 
     /// Whether messages are held back.
     pub(crate) fn is_holding(&self) -> bool {
-        self.broker.is_none()
+        matches!(self.to, To::Nowhere)
     }
 
     /// What is held back, in bytes of keys and payloads.
@@ -102,15 +121,29 @@ impl Ingress {
     }
 
     fn item(&mut self, item: Item, now: Timestamp) -> Turn {
-        let input = match item {
-            Item::Line(line) => self.parser.line(line),
-            Item::Unfinished(line) => self.parser.unfinished(line),
-            Item::TooLong { bytes } => {
+        let input = match (item, &self.to) {
+            (Item::Line(line), To::Daemon(forwarder)) if is_for_subscribers(&line) => {
+                forwarder.push(line);
+                self.taken_in += 1;
+                return Turn::GoOn;
+            }
+            (Item::Line(line), _) => self.parser.line(line),
+            (Item::Unfinished(line), _) => self.parser.unfinished(line),
+            (Item::TooLong { bytes }, _) => {
                 tracing::error!("line from oned: it has {bytes} bytes, more than are possible; the line was skipped");
                 return Turn::GoOn;
             }
         };
         match input {
+            Ok(opennebula::Input::Message { message, .. }) if matches!(self.to, To::Daemon(_)) => {
+                // The end of the input without a newline. The daemon parses it again; that is rare.
+                if let (To::Daemon(forwarder), Some(key)) = (&self.to, message.keys().next()) {
+                    let word = if key == b"RETRY" { "RETRY" } else { "EXECUTE" };
+                    let content = String::from_utf8_lossy(message.payload());
+                    forwarder.push(format!("{word}  -1 {content}").into());
+                    self.taken_in += 1;
+                }
+            }
             Ok(opennebula::Input::Message { message, oddity }) => {
                 if let Some(oddity) = oddity {
                     tracing::warn!("event from oned: {oddity}");
@@ -128,7 +161,7 @@ impl Ingress {
     }
 
     fn publish(&mut self) {
-        let Some(broker) = &self.broker else { return };
+        let To::Broker(broker) = &self.to else { return };
         while !self.batch.is_empty() {
             if let Err(e) = broker.publish_batch_now(&mut self.batch) {
                 // The first one can't be published; those behind it can.
@@ -138,4 +171,10 @@ impl Ingress {
         }
         self.batch_bytes = 0;
     }
+}
+
+/// Whether a line is an event or a retry, as far as its first word says. oned writes nothing in front of it.
+fn is_for_subscribers(line: &[u8]) -> bool {
+    let word = line.split(u8::is_ascii_whitespace).next().unwrap_or_default();
+    word.eq_ignore_ascii_case(b"EXECUTE") || word.eq_ignore_ascii_case(b"RETRY")
 }

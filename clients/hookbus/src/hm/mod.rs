@@ -20,9 +20,13 @@
 //! 3. A thread reads the configuration meanwhile: its disk may hang. After [`CONFIG_PATIENCE`] there are defaults.
 //! 4. Both ports are bound. Events go to the broker [`HOLD`] after that, so that subscribers of a predecessor have
 //!    connected again.
-//! 5. FINALIZE or the end of the input: what is held goes out, too, then everything drains within [`DRAIN`].
+//! 5. In the background the state directory is taken, and with it hooks and the HTTP socket ([`daemon`](crate::daemon)). While
+//!    another process has it (a `hookbus serve`, or a predecessor that is ending), that is tried again for ever.
+//! 6. FINALIZE or the end of the input: what is held goes out, too, then everything drains within [`DRAIN`].
 //!    SIGTERM and SIGINT don't end it at once, since systemd sends them to oned and to us at the same time, and oned has
 //!    something left to say.
+//!
+//! With `--forward` there is no broker here and there are no ports: see [`forwarder`].
 //!
 //! # Guarantees
 //!
@@ -33,9 +37,9 @@
 //!   that is killed then loses it.
 
 pub(crate) mod args;
+mod forwarder;
 mod ingress;
 mod input;
-mod ports;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -44,18 +48,19 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hookbus_bridges::zeromq::{Endpoint, Host};
-use hookbus_broker::{Broker, BrokerOptions};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::config::{Config, Problem, Reading, Severity};
+use crate::config::{Config, Problem, Reading, Severity, default_state_dirs};
+use crate::daemon::{self, Daemon, Owned, Results, Role, StateDir, StateDirError};
 use crate::log;
 use crate::process::{self, Signals};
 use crate::writer::{Descriptor, Writer};
 use args::{HmArgs, Words};
+use forwarder::Forwarder;
 use ingress::{Ingress, Turn};
 use input::Input;
-use ports::Ports;
 
 /// How long events are held back at the start.
 const HOLD: Duration = Duration::from_millis(300);
@@ -65,6 +70,10 @@ const CONFIG_PATIENCE: Duration = Duration::from_secs(2);
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long draining may take; oned kills after 10 s.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long hooks may go on when oned has ended.
+const LAST_HOOKS: Duration = Duration::from_secs(2);
+/// How often it is looked whether the state directory is free.
+const LOOK_FOR_STATE_DIR: Duration = Duration::from_secs(2);
 /// What may wait to be read by oned. Beyond it executors wait for their ACK, and LOG lines are dropped and counted.
 const STDOUT_QUEUE_BYTES: usize = 4 << 20;
 
@@ -99,15 +108,23 @@ struct Driver {
 }
 
 /// What there is once the configuration is known.
-struct Serving {
-    broker: Broker,
-    ports: Option<Ports>,
+enum Serving {
+    /// Events are served here.
+    Here { daemon: Box<Daemon>, rest: JoinHandle<Owned> },
+    /// They are served by the daemon that they are forwarded to.
+    Elsewhere,
 }
 
 impl Driver {
     async fn run(self, complaints: Vec<String>) {
         let mut input = Input::stdin().map_err(|e| tracing::error!("hm: cannot read standard input: {e}")).ok();
-        let mut ingress = Ingress::holding(self.oned.clone());
+        let default_bytes = Config::default().broker.max_bytes.bytes();
+        let forwarder =
+            self.args.forward.as_deref().map(|socket| Forwarder::start(socket, self.oned.clone(), default_bytes));
+        let mut ingress = match &forwarder {
+            Some(forwarder) => Ingress::forwarding(self.oned.clone(), forwarder.clone()),
+            None => Ingress::holding(self.oned.clone()),
+        };
         let mut reading = pin!(read_config(self.config_path.clone()));
         let mut signals = SignalStream::new();
         for complaint in complaints {
@@ -116,7 +133,7 @@ impl Driver {
         tokio::spawn(self.log.clone().tell_held_back());
 
         let mut serving: Option<Serving> = None;
-        let mut hold_bytes = Config::default().broker.max_bytes.bytes() / 4;
+        let mut hold_bytes = default_bytes / 4;
         let mut hold = pin!(sleep_until(Instant::now() + HOLD));
         let mut last_words = pin!(sleep_until(Instant::now() + LAST_WORDS));
         let mut stopping = false;
@@ -126,16 +143,22 @@ impl Driver {
                 read = &mut reading, if serving.is_none() => {
                     hold_bytes = read.config.broker.max_bytes.bytes() / 4;
                     ingress.lines.set_max_line_bytes(read.config.limits.line_bytes.bytes());
-                    serving = Some(self.serve(read));
+                    serving = Some(self.serve(read, forwarder.as_ref()));
                     hold.as_mut().reset(Instant::now() + HOLD);
                 }
                 () = &mut hold, if ingress.is_holding() && serving.is_some() => {
-                    if let Some(serving) = &serving {
-                        ingress.release(&serving.broker);
+                    if let Some(Serving::Here { daemon, .. }) = &serving {
+                        ingress.release(&daemon.state.broker);
                     }
                 }
                 signal = signals.next() => match signal {
-                    Caught::Hangup => tracing::info!("hm: SIGHUP has no effect in this version"),
+                    Caught::Hangup => {
+                        if let Some(Serving::Here { daemon, .. }) = &serving {
+                            tracing::info!("hm: SIGHUP: hooks and log file are read and opened again");
+                            self.log.configured(&daemon.state.config.log);
+                            daemon.state.reload_hooks();
+                        }
+                    }
                     Caught::End if stopping => {}
                     Caught::End => {
                         tracing::info!("hm: asked to end; reading on until oned says FINALIZE, {LAST_WORDS:?} at most");
@@ -150,47 +173,60 @@ impl Driver {
                         input = None;
                     }
                     if ingress.is_holding() && ingress.held_bytes() > hold_bytes {
-                        let serving = serving.get_or_insert_with(|| self.serve(Reading::late(self.config_path.as_deref())));
+                        let serving = serving
+                            .get_or_insert_with(|| self.serve(Reading::late(self.config_path.as_deref()), None));
                         tracing::warn!(
                             "hm: {} bytes of events came before subscribers had time to connect; delivery starts now",
                             ingress.held_bytes()
                         );
-                        ingress.release(&serving.broker);
+                        if let Serving::Here { daemon, .. } = serving {
+                            ingress.release(&daemon.state.broker);
+                        }
                     }
                     // More may be there already. Everybody else first: peers, results, timers.
                     tokio::task::yield_now().await;
                 }
             }
         }
-        self.finish(serving, &ingress).await;
+        self.finish(serving, forwarder, &ingress).await;
     }
 
     /// Sets up broker and ports, and tells what is wrong with the configuration.
-    fn serve(&self, reading: Reading) -> Serving {
+    fn serve(&self, reading: Reading, forwarder: Option<&Forwarder>) -> Serving {
         let Reading { mut config, problems } = reading;
         for problem in &problems {
             tell(problem);
         }
         self.log.configured(&config.log);
         self.args.apply(&mut config);
-        if let Some(socket) = &self.args.forward {
-            tracing::error!("hm: --forward {}: this version cannot forward; events are served here", socket.display());
+        if let Some(forwarder) = forwarder {
+            forwarder.set_max_bytes(config.broker.max_bytes.bytes());
+            return Serving::Elsewhere;
         }
-        let broker = Broker::new(BrokerOptions::default().max_bytes(config.broker.max_bytes.bytes()));
-        let ports = config.zeromq.enabled.then(|| Ports::serve(&config, &broker, &self.oned));
-        if ports.is_none() {
-            tracing::error!("hm: [zeromq] is not enabled, so nobody gets OpenNebula's events");
+        if !config.zeromq.enabled {
+            tracing::error!("hm: [zeromq] is not enabled, so subscribers don't get OpenNebula's events");
         }
-        Serving { broker, ports }
+        let daemon = Daemon::start(Role::Hm, config, Some(Results::Oned(self.oned.clone())));
+        daemon.state.set_ready(true);
+        let rest = tokio::spawn(take_over(std::sync::Arc::clone(&daemon.state)));
+        Serving::Here { daemon: Box::new(daemon), rest }
     }
 
     /// Everything that was taken in goes out, as far as there is time.
-    async fn finish(&self, serving: Option<Serving>, ingress: &Ingress) {
+    async fn finish(&self, serving: Option<Serving>, forwarder: Option<Forwarder>, ingress: &Ingress) {
         let deadline = Instant::now() + DRAIN;
-        if let Some(Serving { broker, ports }) = serving {
-            if let Some(ports) = ports {
-                ports.shut_down(deadline).await;
+        if let Some(forwarder) = forwarder {
+            forwarder.finish(deadline).await;
+            tracing::info!(events = ingress.taken_in(), "hm: ends");
+        }
+        if let Some(Serving::Here { mut daemon, rest }) = serving {
+            if rest.is_finished()
+                && let Ok(owned) = rest.await
+            {
+                daemon.add(owned);
             }
+            let broker = daemon.state.broker.clone();
+            daemon.shut_down(LAST_HOOKS, DRAIN - LAST_HOOKS).await;
             let stats = broker.stats();
             tracing::info!(
                 events = ingress.taken_in(),
@@ -229,6 +265,55 @@ fn tell(problem: &Problem) {
     match problem.severity {
         Severity::Error => tracing::error!("configuration: {problem}; the default is used"),
         Severity::Warning => tracing::warn!("configuration: {problem}"),
+    }
+}
+
+/// Takes what belongs to the owner of the state directory, as soon as nobody else has it. What is configured and can't be had is told
+/// to oned; what would only be nice to have isn't.
+async fn take_over(state: std::sync::Arc<daemon::State>) -> Owned {
+    let configured = state.config.state_dir.clone();
+    let mut told = String::new();
+    let mut tell = move |reason: String, severe: bool| {
+        if reason != told {
+            if severe {
+                tracing::warn!("hm: {reason}");
+            } else {
+                tracing::info!("hm: {reason}");
+            }
+            told = reason;
+        }
+    };
+    loop {
+        let wanted = configured.clone();
+        let taken = tokio::task::spawn_blocking(move || {
+            StateDir::own(wanted.as_deref(), &default_state_dirs(|name| std::env::var_os(name)))
+        });
+        let state_dir = match taken.await {
+            Ok(Ok(state_dir)) => Some(state_dir),
+            Ok(Err(e @ StateDirError::Owned { .. })) => {
+                tell(format!("{e}. Subscribers are served here; hooks and the HTTP socket wait until it ends"), true);
+                tokio::time::sleep(LOOK_FOR_STATE_DIR).await;
+                continue;
+            }
+            // Nothing is kept there yet, so everything works without.
+            Ok(Err(e)) => {
+                tell(e.to_string(), configured.is_some());
+                None
+            }
+            Err(e) => {
+                tell(format!("the state directory could not be looked at: {e}"), true);
+                None
+            }
+        };
+        match daemon::own(&state, state_dir, None) {
+            Ok(owned) => return owned,
+            Err(e) => {
+                let http = &state.config.http;
+                let asked_for = http.socket.is_some() || http.group.is_some() || !http.listen.is_empty();
+                tell(format!("{e}; it is tried again"), asked_for);
+                tokio::time::sleep(LOOK_FOR_STATE_DIR).await;
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hookbus_bridges::opennebula::Execution;
 use hookbus_bridges::zeromq::{
     Endpoint, Host, Logger, LoggerOptions, PeerStatus, Publisher, PublisherOptions, Request,
@@ -18,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::config::Config;
+use crate::daemon::ResultQueue;
 use crate::log;
 use crate::writer::Writer;
 
@@ -33,19 +35,62 @@ const LOOK_FOR_DROPS: Duration = Duration::from_secs(2);
 pub(crate) struct Ports {
     publisher: JoinHandle<()>,
     logger: JoinHandle<()>,
+    states: [watch::Receiver<PortState>; 2],
     /// When everything must be sent; nothing while the ports are served.
     stop: watch::Sender<Option<Instant>>,
 }
 
+/// What became of a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PortState {
+    /// It is being bound.
+    Starting,
+    /// It is served, at this endpoint.
+    Listening(Endpoint),
+    /// It can't be had now, and is tried again; why.
+    Failed(String),
+}
+
+/// Where results of hook executors go.
+#[derive(Clone, Debug)]
+pub(crate) enum Results {
+    /// To oned, whose driver this is.
+    Oned(Writer),
+    /// To the driver that forwards its events to this daemon.
+    Forwarder(ResultQueue),
+}
+
+impl Results {
+    /// Queues a line, waiting for room. Cancelling queues nothing.
+    async fn push(&self, line: Bytes) {
+        match self {
+            // False means that nobody reads any more, for which the executor is not to blame.
+            Results::Oned(writer) => drop(writer.push(line).await),
+            Results::Forwarder(queue) => queue.push(line).await,
+        }
+    }
+}
+
+/// The names of the ports, as listings have them.
+pub(crate) const PORT_NAMES: [&str; 2] = ["publisher port", "logger port"];
+
 impl Ports {
-    /// Serves both ports from now on. Results go to `oned`.
-    pub(crate) fn serve(config: &Config, broker: &Broker, oned: &Writer) -> Self {
+    /// Serves both ports from now on.
+    pub(crate) fn serve(config: &Config, broker: &Broker, results: Results) -> Self {
         let (stop, stopped) = watch::channel(None);
+        let [(publisher, publisher_state), (logger, logger_state)] =
+            [watch::channel(PortState::Starting), watch::channel(PortState::Starting)];
         Ports {
-            publisher: tokio::spawn(serve_publisher(config.clone(), broker.clone(), stopped.clone())),
-            logger: tokio::spawn(serve_logger(config.clone(), oned.clone(), stopped)),
+            publisher: tokio::spawn(serve_publisher(config.clone(), broker.clone(), publisher, stopped.clone())),
+            logger: tokio::spawn(serve_logger(config.clone(), results, logger, stopped)),
+            states: [publisher_state, logger_state],
             stop,
         }
+    }
+
+    /// What became of each port, in the order of [`PORT_NAMES`].
+    pub(crate) fn states(&self) -> [watch::Receiver<PortState>; 2] {
+        self.states.clone()
     }
 
     /// Ends in order: no new peers, what is queued for subscribers is sent, until `deadline` at most.
@@ -59,7 +104,12 @@ impl Ports {
     }
 }
 
-async fn serve_publisher(config: Config, broker: Broker, mut stopped: watch::Receiver<Option<Instant>>) {
+async fn serve_publisher(
+    config: Config,
+    broker: Broker,
+    state: watch::Sender<PortState>,
+    mut stopped: watch::Receiver<Option<Instant>>,
+) {
     let Config { zeromq: config, limits, .. } = config;
     let bind = |endpoint| {
         let options = PublisherOptions::new(endpoint)
@@ -70,7 +120,8 @@ async fn serve_publisher(config: Config, broker: Broker, mut stopped: watch::Rec
             .max_peers(limits.peers);
         Publisher::bind(broker.clone(), options)
     };
-    let Some(publisher) = bound("publisher port", &config.publisher, bind, &mut stopped).await else { return };
+    let Some(publisher) = bound(PORT_NAMES[0], &config.publisher, bind, &state, &mut stopped).await else { return };
+    state.send_replace(PortState::Listening(publisher.local_endpoint().clone()));
     let mut slow = SlowPeers::default();
     let deadline = loop {
         tokio::select! {
@@ -142,7 +193,12 @@ impl SlowPeers {
     }
 }
 
-async fn serve_logger(config: Config, oned: Writer, mut stopped: watch::Receiver<Option<Instant>>) {
+async fn serve_logger(
+    config: Config,
+    results: Results,
+    state: watch::Sender<PortState>,
+    mut stopped: watch::Receiver<Option<Instant>>,
+) {
     // One at a time: each waits for room towards oned, and the others wait in their connections.
     let (sender, mut requests) = mpsc::channel(1);
     let Config { zeromq, limits, .. } = config;
@@ -151,11 +207,12 @@ async fn serve_logger(config: Config, oned: Writer, mut stopped: watch::Receiver
             LoggerOptions::new(endpoint).frame_limit_bytes(limits.logger_frame_bytes.bytes()).max_peers(limits.peers);
         Logger::bind(options, sender.clone())
     };
-    let Some(logger) = bound("logger port", &zeromq.logger, bind, &mut stopped).await else { return };
+    let Some(logger) = bound(PORT_NAMES[1], &zeromq.logger, bind, &state, &mut stopped).await else { return };
+    state.send_replace(PortState::Listening(logger.local_endpoint().clone()));
     drop(sender);
     loop {
         tokio::select! {
-            Some(request) = requests.recv() => report(request, &oned, &mut stopped).await,
+            Some(request) = requests.recv() => report(request, &results, &mut stopped).await,
             _ = deadline(&mut stopped) => break,
         }
     }
@@ -170,12 +227,11 @@ async fn serve_logger(config: Config, oned: Writer, mut stopped: watch::Receiver
 
 /// Hands a result to oned, then acknowledges it. While oned does not read, executors wait for their ACK instead of our memory
 /// growing.
-async fn report(request: Request, oned: &Writer, stopped: &mut watch::Receiver<Option<Instant>>) {
+async fn report(request: Request, results: &Results, stopped: &mut watch::Receiver<Option<Instant>>) {
     let mut line = Vec::new();
     Execution::parse(request.body()).write_to(&mut line);
     tokio::select! {
-        // False means that nobody reads any more, for which the executor is not to blame.
-        _ = oned.push(line.into()) => {}
+        () = results.push(line.into()) => {}
         _ = deadline(stopped) => {}
     }
     request.acknowledge();
@@ -186,6 +242,7 @@ async fn bound<T>(
     name: &str,
     endpoint: &Endpoint,
     bind: impl Fn(Endpoint) -> io::Result<T>,
+    state: &watch::Sender<PortState>,
     stopped: &mut watch::Receiver<Option<Instant>>,
 ) -> Option<T> {
     let mut pause = FIRST_PAUSE;
@@ -203,6 +260,7 @@ async fn bound<T>(
             Err(e) => {
                 let reason = e.to_string();
                 if reason != told {
+                    state.send_replace(PortState::Failed(reason.clone()));
                     tracing::error!(
                         "{name}: cannot listen: {reason}; it is tried again until it works. Is another driver running, or is \
                          the address wrong?"

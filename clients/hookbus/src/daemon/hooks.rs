@@ -1,0 +1,68 @@
+//! Hooks from template files: read at the start and on SIGHUP, executed by [`Executor`].
+
+use std::path::PathBuf;
+
+use hookbus_broker::Broker;
+use hookbus_hem::{Executor, ExecutorOptions, ExecutorStatus, HookSet, Severity};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::config::HooksConfig;
+
+/// The executor and where its hooks come from.
+pub(crate) struct Hooks {
+    dir: PathBuf,
+    executor: Executor,
+}
+
+impl Hooks {
+    /// Reads the directory and executes its hooks from now on; nothing where no directory is configured.
+    pub(crate) fn start(broker: &Broker, config: &HooksConfig) -> Option<Self> {
+        let dir = config.dir.clone()?;
+        let mut options = ExecutorOptions::default();
+        options.base_path.clone_from(&config.base_path);
+        options.concurrency = config.concurrency;
+        options.output_max_bytes = config.output_max_bytes.bytes();
+        options.hwm = config.hwm;
+        options.hwm_bytes = config.hwm_bytes.bytes();
+        options.overflow = config.overflow.in_memory();
+        let executor = Executor::start(broker, read(&dir), options);
+        Some(Hooks { dir, executor })
+    }
+
+    /// Reads the directory again. Executions under way go on.
+    pub(crate) fn reload(&self) {
+        self.executor.replace(read(&self.dir));
+    }
+
+    /// For listings.
+    pub(crate) fn status(&self) -> Value {
+        let status: ExecutorStatus = self.executor.status();
+        let mut value = serde_json::to_value(&status).unwrap_or_default();
+        value["dir"] = self.dir.to_string_lossy().into();
+        value
+    }
+
+    /// Counters, for metrics.
+    pub(crate) fn counters(&self) -> ExecutorStatus {
+        self.executor.status()
+    }
+
+    /// Ends the executor; hooks that still run at the deadline are ended, too.
+    pub(crate) async fn shut_down(self, deadline: Instant) {
+        self.executor.shutdown(deadline).await;
+    }
+}
+
+/// The hooks of a directory that are right. What is wrong is told; one broken template is no reason to do without the others.
+fn read(dir: &std::path::Path) -> HookSet {
+    let loaded = hookbus_hem::load(dir);
+    for problem in &loaded.problems {
+        match problem.severity {
+            Severity::Error => tracing::error!("hook: {problem}; it is not loaded, the others are"),
+            Severity::Warning => tracing::warn!("hook: {problem}"),
+        }
+    }
+    tracing::info!("hooks: {} loaded from {}, {} not", loaded.hooks.len(), dir.display(), loaded.errors());
+    HookSet::new(loaded.hooks)
+}

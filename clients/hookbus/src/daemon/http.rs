@@ -1,0 +1,146 @@
+//! The HTTP server of the daemon: where it listens, and what it tells about the daemon.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hookbus_bridges::cloudevents::{Encoder, Sources};
+use hookbus_bridges::http::{self, Access, DescriptorEncoder, Server, ServerOptions, encode_counter, encode_gauge};
+use serde_json::Value;
+use thiserror::Error;
+use tokio::time::Instant;
+
+use super::State;
+use super::hooks::Hooks;
+use super::socket::{SocketError, SocketFile};
+use crate::config::default_sockets;
+
+/// A server that listens.
+pub(crate) struct Http {
+    server: Server,
+    /// Removed at the end; nothing where systemd has made the socket.
+    socket: Option<SocketFile>,
+    /// What listings show.
+    socket_path: Option<PathBuf>,
+    listen: Vec<SocketAddr>,
+}
+
+/// Why it doesn't.
+#[derive(Debug, Error)]
+pub(crate) enum HttpError {
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("[http] group: {0}")]
+    Group(String),
+    #[error("[http] listen: {address}: {error}; is another process using it?")]
+    Listen { address: SocketAddr, error: io::Error },
+    #[error("HTTP: cannot serve: {0}")]
+    Runtime(#[from] io::Error),
+}
+
+impl Http {
+    /// Listens wherever the configuration says, at `activated` instead of a socket of its own if systemd has made one.
+    pub(crate) fn start(state: &Arc<State>, activated: Option<UnixListener>) -> Result<Self, HttpError> {
+        let config = &state.config;
+        let mut access = Access::own_user();
+        if let Some(group) = &config.http.group {
+            access = access.with_group(group).map_err(HttpError::Group)?;
+        }
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let options = ServerOptions::default()
+            .body_limit_bytes(config.limits.http_body_bytes.bytes())
+            .max_connections(config.limits.http_connections);
+        let encoder = Encoder::new(Sources { host, zone: None });
+        let daemon: Arc<dyn http::Daemon> = Arc::clone(state) as _;
+        let server = Server::new(state.broker.clone(), encoder, daemon, state.forwarded.routes(), options);
+        // TCP first: the socket's file appears when everything else is there.
+        let mut listen = Vec::new();
+        for &address in &config.http.listen {
+            let listener = TcpListener::bind(address).map_err(|error| HttpError::Listen { address, error })?;
+            let address = listener.local_addr()?;
+            server.serve_tcp(listener)?;
+            tracing::info!("HTTP: listens at {address} (health and metrics)");
+            listen.push(address);
+        }
+        let (socket, socket_path, listener) = match activated {
+            Some(listener) => {
+                let path = listener.local_addr().ok().and_then(|address| address.as_pathname().map(PathBuf::from));
+                (None, path, listener)
+            }
+            None => {
+                let defaults = default_sockets(|name| std::env::var_os(name));
+                let (file, listener) = SocketFile::listen(config.http.socket.as_deref(), &defaults, access.gid())?;
+                let path = file.path().to_owned();
+                (Some(file), Some(path), listener)
+            }
+        };
+        server.serve_unix(listener, access)?;
+        if let Some(path) = &socket_path {
+            tracing::info!("HTTP: listens at {}", path.display());
+        }
+        Ok(Http { server, socket, socket_path, listen })
+    }
+
+    pub(crate) fn socket(&self) -> Option<PathBuf> {
+        self.socket_path.clone()
+    }
+
+    pub(crate) fn listen(&self) -> Vec<SocketAddr> {
+        self.listen.clone()
+    }
+
+    /// Refuses events from now on.
+    pub(crate) fn take_nothing_in(&self) {
+        self.server.refuse_events();
+    }
+
+    /// Ends in order.
+    pub(crate) async fn shut_down(&self, deadline: Instant) {
+        self.server.shutdown(deadline).await;
+    }
+}
+
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http").field("socket", &self.socket).field("listen", &self.listen).finish_non_exhaustive()
+    }
+}
+
+impl http::Daemon for State {
+    fn status(&self) -> Value {
+        State::status(self)
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        self.is_ready()
+    }
+
+    fn collect(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        encode_gauge(encoder, "hookbus_build_info", "The version of hookbus", [(&version[..], 1.0)])?;
+        let started = self.started.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        encode_gauge(encoder, "hookbus_start_time_seconds", "When it started, since 1970", [(&[][..], started)])?;
+        let max_bytes = self.config.broker.max_bytes.bytes() as f64;
+        encode_gauge(encoder, "hookbus_max_bytes", "What all queues may hold", [(&[][..], max_bytes)])?;
+        let driver = self.forwarded.status();
+        let taken = [(&[][..], driver.taken_in)];
+        encode_counter(encoder, "hookbus_forwarded_events", "Events that a driver has forwarded", taken)?;
+        let lost = [(&[][..], driver.lost)];
+        encode_counter(encoder, "hookbus_forwarded_lost", "Events that a forwarding driver had no room for", lost)?;
+        let Some(hooks) = self.parts.lock().hooks.as_ref().map(Hooks::counters) else { return Ok(()) };
+        let running = [(&[][..], hooks.running as f64)];
+        encode_gauge(encoder, "hookbus_hooks_running", "Hooks that run now", running)?;
+        // Hooks are few, and their names come from the operator.
+        let labels: Vec<_> = hooks
+            .hooks
+            .iter()
+            .flat_map(|hook| [("success", hook.successes), ("failure", hook.failures)].map(|(r, n)| (&*hook.name, r, n)))
+            .map(|(name, result, count)| ([("hook", name), ("result", result)], count))
+            .collect();
+        let values = labels.iter().map(|(labels, count)| (&labels[..], *count));
+        encode_counter(encoder, "hookbus_hook_runs", "Hooks that have ended", values)
+    }
+}

@@ -1,0 +1,303 @@
+//! The daemon: everything that runs around one broker, and how it stands.
+//!
+//! `hookbus serve` is a daemon with nothing else; `hookbus hm` is one that oned feeds through its standard input. Both put it together
+//! here, from one configuration:
+//!
+//! ```text
+//!                 ┌▶ ports      ZeroMQ publisher and logger           ports.rs
+//!   BROKER ───────┼▶ hooks      the executor, from template files     hooks.rs
+//!        ▲        └▶ http       followers, status, metrics            http.rs
+//!        ├───────── http       events published by hand
+//!        └───────── forwarded  events of a driver in another process  forwarded.rs
+//! ```
+//!
+//! Hooks and the socket belong to whoever owns the state directory ([`StateDir`]); the ports belong to whoever has bound them. So a
+//! driver that runs beside a `serve` serves ZeroMQ at ports of its own, and takes the rest over when the other one has ended.
+//!
+//! # The end
+//!
+//! An ordered list ([`Daemon::shut_down`]): nothing more is taken in; hooks that run are given time, then ended; ports and
+//! followers send what is queued; what could not be done is logged.
+
+mod forwarded;
+mod hooks;
+mod http;
+mod ports;
+mod results;
+mod socket;
+mod state_dir;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use hookbus_broker::{Broker, BrokerOptions};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::config::Config;
+pub(crate) use forwarded::Forwarded;
+pub(crate) use hooks::Hooks;
+pub(crate) use http::{Http, HttpError};
+pub(crate) use ports::{PORT_NAMES, PortState, Ports, Results};
+pub(crate) use results::ResultQueue;
+pub(crate) use state_dir::{StateDir, StateDirError};
+
+/// How many filters of a subscriber a listing shows.
+const FILTERS_SHOWN: usize = 5;
+
+/// What this process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// A service.
+    Serve,
+    /// OpenNebula's driver.
+    Hm,
+}
+
+/// What is known about the daemon; every part reports here.
+pub(crate) struct State {
+    role: Role,
+    started: SystemTime,
+    pub(crate) config: Config,
+    pub(crate) broker: Broker,
+    pub(crate) forwarded: Forwarded,
+    parts: Mutex<Parts>,
+    ready: AtomicBool,
+}
+
+/// The parts, as far as they are there.
+#[derive(Default)]
+struct Parts {
+    ports: Option<[watch::Receiver<PortState>; 2]>,
+    state_dir: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    listen: Vec<SocketAddr>,
+    hooks: Option<Hooks>,
+}
+
+/// The daemon. Dropping it ends its parts at once.
+pub(crate) struct Daemon {
+    pub(crate) state: Arc<State>,
+    ports: Option<Ports>,
+    /// What belongs to the owner of the state directory.
+    owned: Option<Owned>,
+}
+
+/// What only the owner of the state directory has.
+pub(crate) struct Owned {
+    /// Held, in case there is one.
+    _state_dir: Option<StateDir>,
+    http: Option<Http>,
+}
+
+impl Daemon {
+    /// A broker and its ports. `results` takes what hook executors report; without it, a driver that forwards does.
+    pub(crate) fn start(role: Role, config: Config, results: Option<Results>) -> Self {
+        let broker = Broker::new(BrokerOptions::default().max_bytes(config.broker.max_bytes.bytes()));
+        let queue = ResultQueue::default();
+        let forwarded = Forwarded::new(broker.clone(), queue.clone(), config.limits.line_bytes.bytes());
+        let results = results.unwrap_or(Results::Forwarder(queue));
+        let ports = config.zeromq.enabled.then(|| Ports::serve(&config, &broker, results));
+        let parts = Parts { ports: ports.as_ref().map(Ports::states), ..Parts::default() };
+        let state = State {
+            role,
+            started: SystemTime::now(),
+            config,
+            broker,
+            forwarded,
+            parts: Mutex::new(parts),
+            ready: AtomicBool::new(false),
+        };
+        Daemon { state: Arc::new(state), ports, owned: None }
+    }
+
+    /// Takes over what belongs to the owner of the state directory: hooks and HTTP. Hooks are not in the way of anything, so
+    /// what is wrong with them is logged.
+    ///
+    /// # Errors
+    /// When the socket, or a TCP address, can't be had.
+    pub(crate) fn own(
+        &mut self,
+        state_dir: Option<StateDir>,
+        activated: Option<std::os::unix::net::UnixListener>,
+    ) -> Result<(), HttpError> {
+        let owned = own(&self.state, state_dir, activated)?;
+        self.owned = Some(owned);
+        Ok(())
+    }
+
+    /// Adds what was taken over elsewhere.
+    pub(crate) fn add(&mut self, owned: Owned) {
+        self.owned = Some(owned);
+    }
+
+    /// Ends in order. Hooks have `hooks` to end by themselves; everything else has `drain` after that.
+    pub(crate) async fn shut_down(self, hooks: Duration, drain: Duration) {
+        let Daemon { state, ports, owned } = self;
+        state.set_ready(false);
+        state.forwarded.close();
+        let http = owned.as_ref().and_then(|owned| owned.http.as_ref());
+        if let Some(http) = http {
+            http.take_nothing_in();
+        }
+        let executor = state.parts.lock().hooks.take();
+        if let Some(executor) = executor {
+            executor.shut_down(Instant::now() + hooks).await;
+        }
+        let deadline = Instant::now() + drain;
+        let ports = async {
+            if let Some(ports) = ports {
+                ports.shut_down(deadline).await;
+            }
+        };
+        let http = async {
+            if let Some(http) = http {
+                http.shut_down(deadline).await;
+            }
+        };
+        tokio::join!(ports, http);
+    }
+}
+
+/// See [`Daemon::own`].
+pub(crate) fn own(
+    state: &Arc<State>,
+    state_dir: Option<StateDir>,
+    activated: Option<std::os::unix::net::UnixListener>,
+) -> Result<Owned, HttpError> {
+    let http = Http::start(state, activated)?;
+    let hooks = Hooks::start(&state.broker, &state.config.hooks);
+    let mut parts = state.parts.lock();
+    parts.state_dir = state_dir.as_ref().map(|dir| dir.path().to_owned());
+    parts.socket = http.socket();
+    parts.listen = http.listen();
+    parts.hooks = hooks;
+    Ok(Owned { _state_dir: state_dir, http: Some(http) })
+}
+
+impl State {
+    /// Says whether events are taken in.
+    pub(crate) fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Relaxed);
+    }
+
+    /// Reads the template files again. What is wrong with one is logged, and it keeps its old content out; the others go on.
+    pub(crate) fn reload_hooks(&self) {
+        match &self.parts.lock().hooks {
+            Some(hooks) => hooks.reload(),
+            None => tracing::info!("hooks: there is no [hooks] dir to be read again"),
+        }
+    }
+
+    /// What is wrong with the ports, in the words of a listing.
+    fn missing(&self) -> Option<String> {
+        let parts = self.parts.lock();
+        let ports = parts.ports.as_ref()?;
+        PORT_NAMES.iter().zip(ports).find_map(|(name, state)| match &*state.borrow() {
+            PortState::Listening(_) => None,
+            PortState::Starting => Some(format!("the {name} is not bound yet")),
+            PortState::Failed(why) => Some(format!("the {name} cannot listen: {why}")),
+        })
+    }
+
+    /// Everything, as one object. The command line shows it, so its names are a contract with it; see docs/http.md.
+    fn status(&self) -> Value {
+        let stats = self.broker.stats();
+        let parts = self.parts.lock();
+        let ports: Vec<Value> = parts.ports.iter().flatten().zip(PORT_NAMES).map(|(state, name)| port(name, &state.borrow())).collect();
+        let subscribers: Vec<Value> = self.broker.subscriptions().iter().map(|stats| self.subscriber(stats)).collect();
+        let forwarded = self.forwarded.status();
+        let millis = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "role": match self.role { Role::Serve => "serve", Role::Hm => "hm" },
+            "pid": std::process::id(),
+            "started_ms": millis(self.started),
+            "uptime_s": self.started.elapsed().unwrap_or_default().as_secs(),
+            "ready": self.is_ready().is_ok(),
+            "log_id": self.broker.log_id().to_string(),
+            "state_dir": parts.state_dir,
+            "socket": parts.socket,
+            "listen": parts.listen,
+            "ports": ports,
+            "broker": {
+                "published": stats.published,
+                "published_bytes": stats.published_bytes,
+                "delivered": stats.delivered,
+                "dropped": stats.dropped,
+                "abandoned": stats.abandoned,
+                "held_bytes": stats.held_bytes,
+                "max_bytes": self.config.broker.max_bytes.bytes(),
+                "prefixes": stats.prefixes,
+            },
+            "driver": {
+                "connected": forwarded.connected,
+                "taken_in": forwarded.taken_in,
+                "lost": forwarded.lost,
+                "results_waiting": forwarded.results_waiting,
+            },
+            "subscribers": subscribers,
+            "hooks": parts.hooks.as_ref().map(Hooks::status),
+        })
+    }
+
+    fn subscriber(&self, stats: &hookbus_broker::SubscriptionStats) -> Value {
+        let (kind, name) = stats.name.split_once(' ').unwrap_or((&stats.name, ""));
+        let filters: Vec<String> = self
+            .broker
+            .prefixes_of(stats.id, FILTERS_SHOWN)
+            .iter()
+            .map(|prefix| String::from_utf8_lossy(prefix).into_owned())
+            .collect();
+        json!({
+            "id": stats.id,
+            "kind": kind,
+            "name": name,
+            "filters": filters,
+            "filter_count": stats.prefixes,
+            "hwm": stats.hwm,
+            "hwm_bytes": stats.hwm_bytes,
+            "overflow": overflow_name(stats.overflow),
+            "queued": stats.queued,
+            "queued_bytes": stats.queued_bytes,
+            "matched": stats.matched,
+            "delivered": stats.delivered,
+            "dropped": stats.dropped,
+            "overflowing": stats.overflowing,
+        })
+    }
+
+    fn is_ready(&self) -> Result<(), String> {
+        if let Some(missing) = self.missing() {
+            return Err(missing);
+        }
+        if !self.ready.load(Ordering::Relaxed) {
+            return Err("it is starting or about to end".into());
+        }
+        Ok(())
+    }
+}
+
+fn port(name: &str, state: &PortState) -> Value {
+    match state {
+        PortState::Starting => json!({ "name": name, "state": "starting" }),
+        PortState::Listening(endpoint) => json!({ "name": name, "state": "listening", "endpoint": endpoint.to_string() }),
+        PortState::Failed(why) => json!({ "name": name, "state": "failed", "reason": why }),
+    }
+}
+
+fn overflow_name(overflow: hookbus_broker::Overflow) -> &'static str {
+    use hookbus_broker::Overflow;
+
+    match overflow {
+        Overflow::DropOldest => "drop-oldest",
+        Overflow::Block => "block",
+        Overflow::Disconnect => "disconnect",
+        _ => "drop-newest",
+    }
+}
