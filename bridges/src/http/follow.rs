@@ -207,7 +207,9 @@ impl Follower {
                     let encode = |dropped| encode(shared, &message.to_received(), *format, dropped);
                     match std::mem::take(dropped) {
                         // In base64 the key is the one that this follower's prefixes match.
-                        0 if *format != Format::Base64 => text.put(shared.encodings.get(message.offset(), *format, || encode(None))),
+                        0 if *format != Format::Base64 => {
+                            text.put(shared.encodings.get(message.offset(), *format, || encode(None)))
+                        }
                         0 => text.put(encode(None)),
                         dropped => text.put(encode(Some(dropped))),
                     }

@@ -11,6 +11,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::hm::args::{HmArgs, Words};
 use crate::log::Format;
+use crate::publish::PublishArgs;
+use crate::status::StatusArgs;
+use crate::tail::TailArgs;
 
 /// Takes the events of OpenNebula and Ganeti clouds and fans them out to every bus a consumer may already use.
 #[derive(Debug, Parser)]
@@ -54,6 +57,18 @@ enum Command {
     /// Replays what a real OpenNebula did through a broker with a ZeroMQ port on this machine, shows what happens to
     /// it, and prints commands with which you can subscribe from another terminal. Nothing that runs here is disturbed.
     Demo(DemoArgs),
+    /// Run as a service: ZeroMQ ports, HTTP, hooks
+    ///
+    /// It ends in order on SIGTERM, and reads hooks again on SIGHUP.
+    Serve,
+    /// Show events as they happen
+    Tail(TailArgs),
+    /// Publish an event by hand
+    ///
+    /// Prints the event's id.
+    Publish(PublishArgs),
+    /// Show how the daemon, its subscribers and its hooks stand
+    Status(StatusArgs),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -101,6 +116,14 @@ pub(crate) enum Invocation {
     Hm(Words),
     /// Play the demo.
     Demo(GlobalArgs, DemoArgs),
+    /// Be the daemon.
+    Serve(GlobalArgs),
+    /// Follow events.
+    Tail(GlobalArgs, TailArgs),
+    /// Publish an event.
+    Publish(GlobalArgs, PublishArgs),
+    /// Show the daemon's status.
+    Status(GlobalArgs, StatusArgs),
     /// Look at the configuration.
     Config(GlobalArgs, ConfigCommand),
     /// Print this completion script.
@@ -124,6 +147,10 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Invocation, clap::Error> {
     Ok(match cli.command {
         Command::Hm(args) => Invocation::Hm(Words::from_args(cli.global, args)),
         Command::Demo(args) => Invocation::Demo(cli.global, args),
+        Command::Serve => Invocation::Serve(cli.global),
+        Command::Tail(args) => Invocation::Tail(cli.global, args),
+        Command::Publish(args) => Invocation::Publish(cli.global, args),
+        Command::Status(args) => Invocation::Status(cli.global, args),
         Command::Config(command) => Invocation::Config(cli.global, command),
         Command::Completions { shell } => Invocation::Completions(completions(shell)),
     })

@@ -38,7 +38,10 @@ pub(crate) enum FromDriver {
 /// A line of the daemon, without its text where that is a result for oned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FromDaemon {
-    Welcome { log: u64, next: u64 },
+    Welcome {
+        log: u64,
+        next: u64,
+    },
     Taken(u64),
     /// The rest of the line is for oned.
     Result(u64),
@@ -125,7 +128,10 @@ mod tests {
         let result = format!("{}EXECUTE SUCCESS 3 0 QQ==", FromDaemon::Result(8));
         assert_eq!(FromDaemon::parse(result.as_bytes()), Ok((FromDaemon::Result(8), &b"EXECUTE SUCCESS 3 0 QQ=="[..])));
         for strange in ["", ".", ".HELLO", ".HELLO x 1", ".TOLD -1", "EXECUTE  -1 QQ==", ".RESULT 7", ".TAKEN many"] {
-            assert!(strange.parse::<FromDriver>().is_err() && FromDaemon::parse(strange.as_bytes()).is_err(), "{strange}");
+            assert!(
+                strange.parse::<FromDriver>().is_err() && FromDaemon::parse(strange.as_bytes()).is_err(),
+                "{strange}"
+            );
         }
     }
 }

@@ -4,6 +4,7 @@
 //! hands over.
 
 mod cli;
+mod client;
 mod config;
 mod daemon;
 mod demo;
@@ -11,6 +12,11 @@ mod forward;
 mod hm;
 mod log;
 mod process;
+mod publish;
+mod serve;
+mod service;
+mod status;
+mod tail;
 mod writer;
 
 use std::process::ExitCode;
@@ -21,6 +27,10 @@ fn main() -> ExitCode {
     match cli::parse(std::env::args_os().collect()) {
         Ok(Invocation::Hm(words)) => hm::run(words),
         Ok(Invocation::Demo(global, args)) => demo::run(&global, &args),
+        Ok(Invocation::Serve(global)) => serve::run(&global),
+        Ok(Invocation::Tail(global, args)) => tail::run(&global, &args),
+        Ok(Invocation::Publish(global, args)) => publish::run(&global, &args),
+        Ok(Invocation::Status(global, args)) => status::run(&global, &args),
         Ok(Invocation::Config(global, ConfigCommand::Check)) => config::command::check(global.config.as_deref()),
         Ok(Invocation::Config(global, ConfigCommand::Show)) => config::command::show(global.config.as_deref()),
         Ok(Invocation::Completions(script)) => config::command::printed(&script, 0),

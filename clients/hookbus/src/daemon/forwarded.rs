@@ -245,7 +245,9 @@ impl Connection<'_> {
                 Item::Line(line) => Some(line),
                 Item::Unfinished(_) => continue,
                 Item::TooLong { bytes } => {
-                    tracing::error!("line from oned: it has {bytes} bytes, more than [limits] line_bytes; it was skipped");
+                    tracing::error!(
+                        "line from oned: it has {bytes} bytes, more than [limits] line_bytes; it was skipped"
+                    );
                     None
                 }
             };

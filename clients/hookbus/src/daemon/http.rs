@@ -137,7 +137,9 @@ impl http::Daemon for State {
         let labels: Vec<_> = hooks
             .hooks
             .iter()
-            .flat_map(|hook| [("success", hook.successes), ("failure", hook.failures)].map(|(r, n)| (&*hook.name, r, n)))
+            .flat_map(|hook| {
+                [("success", hook.successes), ("failure", hook.failures)].map(|(r, n)| (&*hook.name, r, n))
+            })
             .map(|(name, result, count)| ([("hook", name), ("result", result)], count))
             .collect();
         let values = labels.iter().map(|(labels, count)| (&labels[..], *count));

@@ -194,6 +194,11 @@ impl State {
         }
     }
 
+    /// What becomes of each port, in the order of [`PORT_NAMES`]; nothing where they are not enabled.
+    pub(crate) fn ports(&self) -> Option<[watch::Receiver<PortState>; 2]> {
+        self.parts.lock().ports.clone()
+    }
+
     /// What is wrong with the ports, in the words of a listing.
     fn missing(&self) -> Option<String> {
         let parts = self.parts.lock();
@@ -209,10 +214,12 @@ impl State {
     fn status(&self) -> Value {
         let stats = self.broker.stats();
         let parts = self.parts.lock();
-        let ports: Vec<Value> = parts.ports.iter().flatten().zip(PORT_NAMES).map(|(state, name)| port(name, &state.borrow())).collect();
+        let ports: Vec<Value> =
+            parts.ports.iter().flatten().zip(PORT_NAMES).map(|(state, name)| port(name, &state.borrow())).collect();
         let subscribers: Vec<Value> = self.broker.subscriptions().iter().map(|stats| self.subscriber(stats)).collect();
         let forwarded = self.forwarded.status();
-        let millis = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        let millis =
+            |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "role": match self.role { Role::Serve => "serve", Role::Hm => "hm" },
@@ -286,7 +293,9 @@ impl State {
 fn port(name: &str, state: &PortState) -> Value {
     match state {
         PortState::Starting => json!({ "name": name, "state": "starting" }),
-        PortState::Listening(endpoint) => json!({ "name": name, "state": "listening", "endpoint": endpoint.to_string() }),
+        PortState::Listening(endpoint) => {
+            json!({ "name": name, "state": "listening", "endpoint": endpoint.to_string() })
+        }
         PortState::Failed(why) => json!({ "name": name, "state": "failed", "reason": why }),
     }
 }

@@ -85,7 +85,8 @@ impl StateDir {
             }
             Err(e) => return Err(unusable(e.into())),
         }
-        let written = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}", std::process::id()));
+        let written =
+            lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}", std::process::id()));
         if let Err(e) = written {
             // The lock holds all the same.
             tracing::warn!("{}: cannot note the pid in `lock`: {e}", path.display());

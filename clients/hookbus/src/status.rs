@@ -1,0 +1,304 @@
+//! `hookbus status`: the daemon, its subscribers and its hooks, on one screen.
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::process::ExitCode;
+
+use anstyle::{AnsiColor, Style};
+use clap::{Args, ValueEnum};
+use hookbus_bridges::http::Client;
+use serde_json::Value;
+use unicode_width::UnicodeWidthStr;
+
+use crate::cli::GlobalArgs;
+use crate::client::{self, ClientArgs, Failure};
+
+/// How it is shown.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// How it is shown
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    #[default]
+    Pretty,
+    /// The whole answer of /v1/status
+    Json,
+}
+
+/// Asks once and prints.
+pub(crate) fn run(global: &GlobalArgs, args: &StatusArgs) -> ExitCode {
+    client::run(global, &args.client, async |client| status(&client, args).await)
+}
+
+async fn status(client: &Client, args: &StatusArgs) -> Result<(), Failure> {
+    let answer = client.get("/v1/status").await?;
+    let status: Value = serde_json::from_slice(&answer)
+        .map_err(|e| Failure::Work(format!("the daemon's answer can't be understood: {e}")))?;
+    let text = match args.output {
+        Output::Pretty => pretty(&status),
+        Output::Json => format!("{status:#}\n"),
+    };
+    let mut out = anstream::stdout();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
+const STRONG: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
+const SLOW: Style = AnsiColor::Yellow.on_default();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+
+fn pretty(status: &Value) -> String {
+    let mut text = String::new();
+    let uptime = duration(number(&status["uptime_s"]));
+    let ready = if status["ready"] == true { "" } else { ", not ready" };
+    // Writing to a String can't fail.
+    let _ = writeln!(
+        text,
+        "{STRONG}hookbus {}{STRONG:#} ({}), process {}, up {uptime}{ready}",
+        string(&status["version"]),
+        string(&status["role"]),
+        status["pid"]
+    );
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{DIM}{name:<10}{DIM:#}{value}");
+    };
+    for (name, field) in [("state", "state_dir"), ("socket", "socket")] {
+        if let Some(value) = status[field].as_str() {
+            line(name, value);
+        }
+    }
+    for address in list(&status["listen"]) {
+        line("http", string(address));
+    }
+    for port in list(&status["ports"]) {
+        let name = string(&port["name"]);
+        let name = name.strip_suffix(" port").unwrap_or(name);
+        match string(&port["state"]) {
+            "listening" => line(name, string(&port["endpoint"])),
+            "failed" => line(name, &format!("{BAD}{}{BAD:#}", string(&port["reason"]))),
+            other => line(name, other),
+        }
+    }
+    let broker = &status["broker"];
+    let dropped = number(&broker["dropped"]);
+    line(
+        "events",
+        &format!(
+            "{} published; {} deliveries, {}{} dropped{}; {} of {} held",
+            grouped(number(&broker["published"])),
+            grouped(number(&broker["delivered"])),
+            if dropped > 0 { SLOW.render().to_string() } else { String::new() },
+            grouped(dropped),
+            if dropped > 0 { SLOW.render_reset().to_string() } else { String::new() },
+            bytes(number(&broker["held_bytes"])),
+            bytes(number(&broker["max_bytes"])),
+        ),
+    );
+    let driver = &status["driver"];
+    if number(&driver["connected"]) > 0 || number(&driver["taken_in"]) > 0 {
+        let connected = if number(&driver["connected"]) > 0 { "connected" } else { "not connected" };
+        let lost = number(&driver["lost"]);
+        let lost = if lost > 0 { format!(", {BAD}{} lost{BAD:#}", grouped(lost)) } else { String::new() };
+        line("driver", &format!("{connected}, forwarded {} events{lost}", grouped(number(&driver["taken_in"]))));
+    }
+    hooks(&status["hooks"], &mut text);
+    subscribers(list(&status["subscribers"]), &mut text);
+    text
+}
+
+fn hooks(hooks: &Value, text: &mut String) {
+    if hooks.is_null() {
+        return;
+    }
+    let all = list(&hooks["hooks"]);
+    let _ = writeln!(
+        text,
+        "{DIM}{:<10}{DIM:#}{} from {}; {} of {} running",
+        "hooks",
+        all.len(),
+        string(&hooks["dir"]),
+        hooks["running"],
+        hooks["concurrency"]
+    );
+    if all.is_empty() {
+        return;
+    }
+    let rows = all.iter().map(|hook| {
+        let failures = number(&hook["failures"]);
+        let style = if failures > 0 { SLOW } else { Style::new() };
+        let cells = vec![
+            string(&hook["name"]).to_owned(),
+            string(&hook["trigger"]).to_owned(),
+            grouped(number(&hook["runs"])),
+            grouped(failures),
+            hook["last_code"].as_i64().map_or_else(|| "-".into(), |code| code.to_string()),
+        ];
+        (style, cells)
+    });
+    table(&["HOOK", "TRIGGER", "RUNS", "FAILED", "LAST CODE"], 2, rows.collect(), text);
+}
+
+/// The subscriber that is farthest behind comes first, and is marked.
+fn subscribers(all: &[Value], text: &mut String) {
+    let share = |subscriber: &Value| {
+        let part = |queued: &str, hwm: &str| match number(&subscriber[hwm]) {
+            0 => 0.0,
+            hwm => number(&subscriber[queued]) as f64 / hwm as f64,
+        };
+        part("queued", "hwm").max(part("queued_bytes", "hwm_bytes"))
+    };
+    let mut all: Vec<&Value> = all.iter().collect();
+    all.sort_by(|a, b| {
+        (b["overflowing"] == true, share(b))
+            .partial_cmp(&(a["overflowing"] == true, share(a)))
+            .unwrap_or(std::cmp::Ordering::Equal)
+    });
+    let rows = all.iter().map(|subscriber| {
+        let (mark, style) = match (subscriber["overflowing"] == true, share(subscriber)) {
+            (true, _) => ("LOSING", BAD),
+            (_, share) if share >= 0.5 => ("slow", SLOW),
+            _ if number(&subscriber["dropped"]) > 0 => ("has lost", Style::new()),
+            _ => ("", Style::new()),
+        };
+        let cells = vec![
+            format!("{} {}", string(&subscriber["kind"]), string(&subscriber["name"])).trim_end().to_owned(),
+            filters(subscriber),
+            grouped(number(&subscriber["queued"])),
+            limit(number(&subscriber["hwm"])),
+            grouped(number(&subscriber["dropped"])),
+            grouped(number(&subscriber["delivered"])),
+            mark.to_owned(),
+        ];
+        (style, cells)
+    });
+    let rows: Vec<_> = rows.collect();
+    if rows.is_empty() {
+        let _ = writeln!(text, "\nno subscribers");
+        return;
+    }
+    table(&["SUBSCRIBER", "FILTERS", "WAITING", "HWM", "DROPPED", "DELIVERED", ""], 2, rows, text);
+}
+
+fn filters(subscriber: &Value) -> String {
+    let shown = list(&subscriber["filters"]);
+    let count = number(&subscriber["filter_count"]);
+    match shown {
+        [] => "(none)".into(),
+        [one, ..] if string(one).is_empty() => "(everything)".into(),
+        [one, ..] => {
+            let one = format!("\"{}\"", string(one).escape_default());
+            if count > 1 { format!("{one} and {} more", count - 1) } else { one }
+        }
+    }
+}
+
+/// Columns as wide as they need to be; those from `numbers` on are numbers and stand to the right.
+fn table(heads: &[&str], numbers: usize, rows: Vec<(Style, Vec<String>)>, text: &mut String) {
+    let widths: Vec<usize> = (0..heads.len())
+        .map(|i| rows.iter().map(|(_, cells)| cells[i].width()).chain([heads[i].width()]).max().unwrap_or(0))
+        .collect();
+    let mut row = |style: Style, cells: &[String]| {
+        let mut line = String::new();
+        for (i, cell) in cells.iter().enumerate() {
+            let fill = " ".repeat(widths[i].saturating_sub(cell.width()));
+            let (before, after) =
+                if i >= numbers && i + 1 < heads.len() { (fill.as_str(), "") } else { ("", fill.as_str()) };
+            let _ = write!(line, "{before}{cell}{after}  ");
+        }
+        let _ = writeln!(text, "{style}{}{style:#}", line.trim_end());
+    };
+    let heads: Vec<String> = heads.iter().map(|head| (*head).to_owned()).collect();
+    row(Style::new(), &[]);
+    row(DIM, &heads);
+    for (style, cells) in rows {
+        row(style, &cells);
+    }
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn string(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_default()
+}
+
+/// `1,234,567`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn limit(number: u64) -> String {
+    if number == 0 { "none".into() } else { grouped(number) }
+}
+
+fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+    }
+}
+
+fn duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, ..) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_slow_one_stands_out() {
+        let subscriber = |name: &str, queued: u64, dropped: u64, overflowing: bool| {
+            json!({"kind": "zeromq", "name": name, "filters": ["EVENT STATE VM/"], "filter_count": 3, "hwm": 1000,
+                   "hwm_bytes": 0, "queued": queued, "queued_bytes": 0, "dropped": dropped, "delivered": 1_234_567,
+                   "overflowing": overflowing})
+        };
+        let status = json!({"version": "1", "role": "serve", "pid": 7, "uptime_s": 3700, "ready": true,
+            "subscribers": [subscriber("fast:1", 0, 0, false), subscriber("slow:2", 600, 0, false), subscriber("lossy:3", 1000, 5, true)]});
+        let text = anstream::adapter::strip_str(&pretty(&status)).to_string();
+        let rows: Vec<_> = text.lines().filter(|line| line.starts_with("zeromq")).collect();
+        assert!(
+            rows[0].starts_with("zeromq lossy:3  \"EVENT STATE VM/\" and 2 more") && rows[0].ends_with("LOSING"),
+            "{text}"
+        );
+        assert!(rows[1].starts_with("zeromq slow:2") && rows[1].ends_with("slow"), "{text}");
+        assert!(rows[2].starts_with("zeromq fast:1") && rows[2].ends_with("1,234,567"), "{text}");
+        assert!(text.starts_with("hookbus 1 (serve), process 7, up 1 h 1 min\n"), "{text}");
+    }
+
+    #[test]
+    fn what_is_missing_is_no_reason_to_fail() {
+        assert!(pretty(&json!({})).contains("no subscribers"));
+    }
+}
