@@ -8,7 +8,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use hookbus_bridges::PAYLOAD_BASE64;
-use hookbus_bridges::opennebula::{Execution, Input, Item, LineReader, Parser};
+use hookbus_bridges::opennebula::{Document, Element, Execution, Input, Item, LineReader, Parser};
 use hookbus_broker::Message;
 
 /// A recorded file.
@@ -147,4 +147,81 @@ fn any_chunking_of_the_recorded_stream_gives_its_lines() {
             }
         }
     }
+}
+
+/// What OpenNebula's executor handed to hooks for `$API` and `$TEMPLATE`, byte for byte: for each of its executions there is
+/// an event that triggers the hook and gives the recorded arguments.
+#[test]
+fn recorded_arguments_of_hooks_are_what_documents_give() {
+    let pool = fixture("hookpool.xml.zst");
+    let pool = Document::parse(&pool);
+    assert!(pool.is_well_formed());
+    let hooks: BTreeMap<String, Element<'_>> =
+        pool.root().unwrap().children().map(|hook| (field(hook, "ID"), hook)).collect();
+    assert_eq!(hooks.len(), 43);
+
+    let events: Vec<Document> = parsed()
+        .iter()
+        .filter_map(|input| match input {
+            Input::Message { message, .. } => Some(message.payload()),
+            _ => None,
+        })
+        .map(|payload| Document::parse(&base64_simd::STANDARD.decode_to_vec(payload.trim_ascii()).unwrap()))
+        .collect();
+    assert_eq!(events.len(), 893);
+
+    let (mut compared, mut longest) = (0, 0);
+    for (request, _) in pairs("replies.jsonl.zst", "request", "reply") {
+        let words: Vec<&str> = request.split(' ').collect();
+        let [_, id, content] = words[..] else { panic!("{request}") };
+        let Some(hook) = hooks.get(id).and_then(|hook| hook.child("TEMPLATE")) else { continue };
+        let arguments = field(hook, "ARGUMENTS");
+        if !arguments.split(' ').any(|word| word == "$API" || word == "$TEMPLATE") {
+            continue;
+        }
+        // The result's own XML; of what it holds only the arguments are looked at, which come first.
+        let result = [b"<R>", &base64_simd::STANDARD.decode_to_vec(content).unwrap()[..], b"</R>"].concat();
+        let recorded = field(Document::parse(&result).root().unwrap(), "ARGUMENTS");
+        let expected = events.iter().filter(|event| triggers(hook, event)).map(|event| expand(&arguments, event));
+        assert!(expected.into_iter().any(|expected| expected == recorded), "hook {id}: {recorded}");
+        compared += 1;
+        longest = longest.max(recorded.len());
+    }
+    assert_eq!(compared, 235, "executions whose arguments were compared");
+    assert!(longest > 100_000, "{longest}");
+}
+
+/// The text of an element's child, empty if it has none.
+fn field(element: Element<'_>, name: &str) -> String {
+    let text = element.child(name).map(|child| child.text().into_owned());
+    String::from_utf8(text.unwrap_or_default()).unwrap()
+}
+
+/// Whether the executor runs the hook for the event.
+fn triggers(hook: Element<'_>, event: &Document) -> bool {
+    let header = event.root().unwrap();
+    match field(header, "HOOK_TYPE").as_str() {
+        "API" => field(hook, "CALL") == field(header, "CALL"),
+        "STATE" => {
+            let names = [("RESOURCE", "HOOK_OBJECT"), ("STATE", "STATE"), ("LCM_STATE", "LCM_STATE")];
+            names.iter().all(|(of_hook, of_event)| field(hook, of_hook) == field(header, of_event))
+        }
+        _ => false, // RETRY, or hidden by its owner
+    }
+}
+
+/// The arguments of a hook for an event, as the executor makes them.
+fn expand(arguments: &str, event: &Document) -> String {
+    let object = field(event.root().unwrap(), "HOOK_OBJECT");
+    let object = if object == "NET" { "VNET" } else { &object };
+    let words = arguments.split(' ').map(|word| match word {
+        "$API" => encoded(event.find("CALL_INFO")),
+        "$TEMPLATE" => encoded(event.find(object)),
+        _ => word.to_owned(),
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+fn encoded(element: Option<Element<'_>>) -> String {
+    element.map(|element| base64_simd::STANDARD.encode_to_string(element.to_xml())).unwrap_or_default()
 }

@@ -10,6 +10,9 @@
 //!    ([`Event`]), and makes a [`Message`](hookbus_broker::Message): OpenNebula's keys, and the base64 text as it came.
 //! 3. The broker has it.
 //!
+//! Hooks and CloudEvents need more than the header: [`Document`] is the whole of an event as libxml2 sees it, so that a hook
+//! gets what OpenNebula's own executor would give it. Header and tree come of one scanner.
+//!
 //! The other direction is [`Execution`], which makes the `EXECUTE` line out of what a hook executor reported, and
 //! [`log_line`] for oned's log.
 //!
@@ -24,12 +27,14 @@
 //!   skipped and told as [`Item::TooLong`].
 //! - The keys equal those of OpenNebula's own driver, which asks libxml2, save that the header decides: see [`event`].
 
+mod document;
 pub mod driver;
 pub mod event;
 mod header;
 pub mod lines;
 mod scan;
 
+pub use document::{Document, Element};
 pub use driver::{Execution, INIT_ANSWER, Input, Level, LineError, Oddity, Parser, log_line};
 pub use event::{Event, Kind};
 pub use lines::{Item, LineReader};

@@ -1,7 +1,10 @@
-//! Finds header fields in any document, as libxml2 would after it has repaired the document.
+//! Reads any document as libxml2 does in its recovery mode: what is broken is repaired by the same rules.
 //!
-//! OpenNebula's own driver gives each event to libxml2 (2.9) in recovery mode and asks for the first node of a name. To publish
-//! the same keys without building a tree, this follows the same rules and keeps only a stack of open elements.
+//! OpenNebula's own programs give each event to libxml2 (2.9), which recovers what it can. To publish the keys that they would,
+//! and to hand hooks the text that they would, these are the same rules, in one place: [`scan`] tells what it reads to a
+//! [`Sink`]. `fields` is the sink that keeps a few header fields and no tree; [`Document`](super::Document) is built by
+//! another.
+//!
 //! The rules matter since a document may be broken by what users wrote; most of them were learned by comparing
 //! (`tests/nokogiri.rs`):
 //!
@@ -9,99 +12,165 @@
 //! - `<` before what can't be a name is passed over. A start tag that can't be read to its end is an empty element, and the rest
 //!   of it is text.
 //! - A CDATA section or comment without an end swallows the rest of the document; one with a character that XML forbids ends
-//!   at this character (the section's text is lost then).
+//!   at this character (and is lost itself).
 //! - Text: forbidden characters are passed over. `]]>` loses the text before it back to the last markup or non-ASCII character.
 //! - A numeric reference stays; a named one counts only as long as the document was well-formed so far; an incomplete or
 //!   unknown one vanishes.
 //! - The first byte sequence that is no UTF-8 turns the rest of the document into Latin-1; the bytes themselves stay.
 //! - A NUL byte ends the document, and so does the 258th level of elements.
-//! - An element counts only if it is in no namespace.
 //!
-//! Left out, because oned writes the beginning of each document and cannot write these: an XML declaration with an
-//! encoding, other encodings by byte order mark, and a DOCTYPE. Left out, too: libxml2's limit of 10 MB for one text.
+//! Left out, because oned writes the beginning of each document and cannot write these: an XML declaration, other encodings by
+//! byte order mark, and a DOCTYPE. Left out, too: libxml2's limit of 10 MB for one text.
 //!
-//! Time is linear in the document (n log n in the attributes of one tag). Memory is the text of the fields found.
+//! Nothing here calls itself, so no document is too deep. Time is linear in the document (n log n in the attributes of one
+//! tag). Memory is that of the open elements and of one tag's attributes, besides what the sink keeps.
 
 use std::ops::Range;
 
-use super::event::Kind;
-use super::header::{Header, Span};
+mod fields;
+
+pub(super) use fields::{header, service_id};
 
 /// Elements may be nested that deep.
-const MAX_DEPTH: usize = 257;
+pub(super) const MAX_DEPTH: usize = 257;
 
 /// A longer name is an error.
 const MAX_NAME_BYTES: usize = 50_000;
 
-/// The fields looked for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Field {
-    Type,
-    Call,
-    Result,
-    Object,
-    Id,
-    State,
-    LcmState,
-    ServiceId,
-    RemoteHost,
+/// Reads a document and tells `sink` what is in it. Says whether it is well-formed: whether nothing had to be repaired, and
+/// nothing is behind the root's end but what XML allows there.
+///
+/// Violations of the rules for namespaces alone don't count, as they don't for libxml2.
+pub(super) fn scan<'a, S: Sink<'a>>(text: &'a [u8], sink: &mut S) -> bool {
+    let mut scan = Scan {
+        text,
+        at: 0,
+        latin1: false,
+        well_formed: true,
+        done: false,
+        stack: Vec::new(),
+        namespace: false,
+        attributes: Vec::new(),
+        values: Vec::new(),
+        sink,
+    };
+    scan.document();
+    scan.well_formed
 }
 
-const FIELDS: usize = 9;
+/// What takes the parts of a document, in their order. What is outside of the root is not told.
+pub(super) trait Sink<'a> {
+    /// What the sink keeps for an element that is open.
+    type Open;
 
-/// Reads a header wherever in the document its fields are. Values go to `scratch`.
-pub(crate) fn header(text: &[u8], scratch: &mut Vec<u8>) -> Header {
-    let mut scan = Scan::new(text, scratch, false);
-    scan.document();
-    let get = |field: Field| scan.found[field as usize].clone().map(Span::in_scratch);
-    let is = |field: Field, value: &[u8]| scan.value(field) == Some(value);
-    let mut header = Header::default();
-    if is(Field::Type, b"API") && get(Field::Call).is_some() && get(Field::Result).is_some() {
-        header.kind = Kind::Api;
-        header.call = get(Field::Call);
-        header.result = get(Field::Result);
-    } else if is(Field::Type, b"STATE") {
-        let is_vm = is(Field::Object, b"VM");
-        header.object = get(Field::Object);
-        header.state = get(Field::State);
-        header.lcm_state = get(Field::LcmState).filter(|_| is_vm);
-        header.id = get(Field::Id);
-        header.service_id = get(Field::ServiceId);
-        header.remote_host = get(Field::RemoteHost);
-        let complete = header.object.is_some() && header.state.is_some() && header.id.is_some();
-        if complete && is_vm == header.lcm_state.is_some() {
-            header.kind = Kind::State;
-        }
+    /// An element begins, within `parent`.
+    fn open(&mut self, start: &Start<'a, '_>, parent: Option<&Self::Open>) -> Self::Open;
+
+    /// The element that was opened last ends. Says whether the sink has seen enough.
+    fn close(&mut self, open: Self::Open) -> bool;
+
+    /// A part of a text. What follows without anything else between belongs to the same text.
+    fn text(&mut self, text: &[u8]);
+
+    /// A CDATA section, as it is in the document; see [`lines`].
+    fn cdata(&mut self, raw: &'a [u8]);
+
+    /// A comment, as it is in the document; see [`lines`].
+    fn comment(&mut self, _raw: &'a [u8]) {}
+
+    /// A processing instruction with its content, as it is in the document; see [`lines`].
+    fn processing_instruction(&mut self, _target: &'a [u8], _raw: Option<&'a [u8]>) {}
+
+    /// A reference to a character that libxml2 can't put into a text, since it reads the document as Latin-1 by now.
+    fn reference(&mut self, _c: char, _hex: bool) {}
+}
+
+/// The parts of a text with its line ends as XML has them: each CR, or CR and LF, is one LF.
+pub(super) fn lines(raw: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = raw;
+    std::iter::from_fn(move || {
+        let (piece, after) = match memchr::memchr(b'\r', rest) {
+            Some(0) if rest.get(1) == Some(&b'\n') => {
+                let end = memchr::memchr(b'\r', &rest[1..]).map_or(rest.len(), |at| at + 1);
+                (&rest[1..end], &rest[end..])
+            }
+            Some(0) => (&b"\n"[..], &rest[1..]),
+            Some(at) => rest.split_at(at),
+            None => (rest, &rest[rest.len()..]),
+        };
+        rest = after;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+/// A name: a part of the document, and how long its prefix is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Name<'a> {
+    full: &'a [u8],
+    prefix_bytes: Option<usize>,
+}
+
+impl<'a> Name<'a> {
+    fn plain(full: &'a [u8]) -> Self {
+        Name { full, prefix_bytes: None }
     }
-    header
+
+    /// With its prefix.
+    pub(super) fn full(&self) -> &'a [u8] {
+        self.full
+    }
+
+    /// What is before the colon.
+    pub(super) fn prefix(&self) -> Option<&'a [u8]> {
+        self.prefix_bytes.map(|bytes| &self.full[..bytes])
+    }
 }
 
-/// Finds the first SERVICE_ID of a document. Its text goes to `scratch`.
-pub(crate) fn service_id(text: &[u8], scratch: &mut Vec<u8>) -> Option<Span> {
-    let mut scan = Scan::new(text, scratch, true);
-    scan.document();
-    scan.found[Field::ServiceId as usize].clone().map(Span::in_scratch)
+/// A start tag.
+#[derive(Debug)]
+pub(super) struct Start<'a, 's> {
+    pub(super) name: Name<'a>,
+    /// A default namespace is in force; it matters for names without a prefix.
+    pub(super) namespace: bool,
+    attributes: &'s [Attribute<'a>],
+    values: &'s [u8],
 }
 
-/// A name: a part of the document.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Name<'a> {
-    prefix: Option<&'a [u8]>,
-    local: &'a [u8],
+impl<'a> Start<'a, '_> {
+    /// The attributes and declarations of namespaces, in the order of the document, each with its value.
+    pub(super) fn attributes(&self) -> impl Iterator<Item = (&Attribute<'a>, &[u8])> {
+        self.attributes.iter().map(|attribute| (attribute, &self.values[attribute.value.clone()]))
+    }
+}
+
+/// An attribute, or a declaration of a namespace. In its value, `&` is `&#38;`.
+#[derive(Debug)]
+pub(super) struct Attribute<'a> {
+    pub(super) name: Name<'a>,
+    pub(super) meaning: Meaning<'a>,
+    value: Range<usize>,
+}
+
+/// What an attribute says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meaning<'a> {
+    /// Anything.
+    Attribute,
+    /// The default namespace.
+    Namespace,
+    /// What this prefix stands for.
+    Prefix(&'a [u8]),
 }
 
 /// An element that is open.
-struct Open<'a> {
+struct Open<'a, T> {
     name: Name<'a>,
     /// What the default namespace is outside of it.
     outer_namespace: bool,
-    /// It is CALL_INFO.
-    is_call_info: bool,
-    /// It is the first of this field.
-    field: Option<Field>,
+    of_sink: T,
 }
 
-struct Scan<'a, 's> {
+struct Scan<'a, 's, S: Sink<'a>> {
     text: &'a [u8],
     at: usize,
     /// An encoding error has been seen.
@@ -110,45 +179,43 @@ struct Scan<'a, 's> {
     well_formed: bool,
     /// Nothing more is to be read.
     done: bool,
-    only_service: bool,
-    stack: Vec<Open<'a>>,
+    stack: Vec<Open<'a, S::Open>>,
     /// A default namespace is in force.
     namespace: bool,
-    /// How many of the open elements are fields, so that text is to be kept.
-    keeping: usize,
-    /// Where in `out` the text of a field is; while it is open, where it begins.
-    found: [Option<Range<usize>>; FIELDS],
-    out: &'s mut Vec<u8>,
+    /// Of the start tag that is being read, with the values in `values`.
+    attributes: Vec<Attribute<'a>>,
+    values: Vec<u8>,
+    sink: &'s mut S,
 }
 
-impl<'a, 's> Scan<'a, 's> {
-    fn new(text: &'a [u8], out: &'s mut Vec<u8>, only_service: bool) -> Self {
-        Scan {
-            text,
-            at: 0,
-            latin1: false,
-            well_formed: true,
-            done: false,
-            only_service,
-            stack: Vec::new(),
-            namespace: false,
-            keeping: 0,
-            found: Default::default(),
-            out,
-        }
-    }
-
-    fn value(&self, field: Field) -> Option<&[u8]> {
-        self.found[field as usize].clone().map(|range| &self.out[range])
-    }
-
+impl<'a, S: Sink<'a>> Scan<'a, '_, S> {
     // ---- The document
 
     fn document(&mut self) {
         if self.text.starts_with(b"\xEF\xBB\xBF") {
             self.at = 3;
         }
-        // Before the root: comments, processing instructions, blanks.
+        self.miscellaneous();
+        if self.byte(0) != b'<' {
+            self.error();
+        } else if self.start_tag() {
+            self.content();
+        }
+        // What is still open ends with the document.
+        while self.close() {
+            self.error();
+        }
+        if self.done {
+            return;
+        }
+        self.miscellaneous();
+        if self.at < self.text.len() {
+            self.error();
+        }
+    }
+
+    /// What may be before and after the root: comments, processing instructions, blanks.
+    fn miscellaneous(&mut self) {
         loop {
             self.skip_blanks();
             if self.looking_at(b"<?") {
@@ -156,14 +223,9 @@ impl<'a, 's> Scan<'a, 's> {
             } else if self.looking_at(b"<!--") {
                 self.comment();
             } else {
-                break;
+                return;
             }
         }
-        if self.byte(0) == b'<' && self.start_tag() {
-            self.content();
-        }
-        // What is still open ends with the document.
-        while self.close() {}
     }
 
     /// The content of the root, and all below it, up to the root's end.
@@ -193,6 +255,7 @@ impl<'a, 's> Scan<'a, 's> {
     /// Reads a start tag and opens its element. Says whether it is open then: not when it is empty, or broken.
     fn start_tag(&mut self) -> bool {
         if self.stack.len() >= MAX_DEPTH {
+            self.error();
             self.done = true;
             return false;
         }
@@ -203,7 +266,9 @@ impl<'a, 's> Scan<'a, 's> {
         };
         let outer_namespace = self.namespace;
         self.attributes();
-        self.open(name, outer_namespace);
+        let start = Start { name, namespace: self.namespace, attributes: &self.attributes, values: &self.values };
+        let of_sink = self.sink.open(&start, self.stack.last().map(|parent| &parent.of_sink));
+        self.stack.push(Open { name, outer_namespace, of_sink });
         if self.looking_at(b"/>") {
             self.at += 2;
             self.close();
@@ -220,15 +285,14 @@ impl<'a, 's> Scan<'a, 's> {
 
     fn end_tag(&mut self) {
         self.at += 2;
-        if let Some(open) = self.stack.last() {
-            let Name { prefix, local } = open.name;
+        if let Some(name) = self.stack.last().map(|open| open.name) {
             // A name in an end tag is read with its colons, unless the start tag had a prefix. That can differ in what is
             // read of a broken name.
-            let read = match prefix {
-                None => self.name().map(|name| Name { prefix: None, local: name }),
+            let read = match name.prefix_bytes {
+                None => self.name().map(Name::plain),
                 Some(_) => self.qname(),
             };
-            if read != Some(Name { prefix, local }) {
+            if read != Some(name) {
                 self.error();
             }
         }
@@ -241,78 +305,21 @@ impl<'a, 's> Scan<'a, 's> {
         self.close();
     }
 
-    fn open(&mut self, name: Name<'a>, outer_namespace: bool) {
-        let plain = name.prefix.is_none() && !self.namespace;
-        let field = if plain { self.field(name.local) } else { None };
-        if let Some(field) = field {
-            self.found[field as usize] = Some(self.out.len()..self.out.len());
-            self.keeping += 1;
-        }
-        let is_call_info = plain && name.local == b"CALL_INFO";
-        self.stack.push(Open { name, outer_namespace, is_call_info, field });
-    }
-
-    /// The field that an element of this name is, if it is the first of it.
-    fn field(&self, name: &[u8]) -> Option<Field> {
-        let field = match name {
-            b"SERVICE_ID" => Field::ServiceId,
-            _ if self.only_service => return None,
-            b"HOOK_TYPE" => Field::Type,
-            b"CALL" => Field::Call,
-            b"RESULT" if self.stack.last().is_some_and(|parent| parent.is_call_info) => Field::Result,
-            b"HOOK_OBJECT" => Field::Object,
-            b"RESOURCE_ID" => Field::Id,
-            b"STATE" => Field::State,
-            b"LCM_STATE" => Field::LcmState,
-            b"REMOTE_HOST" => Field::RemoteHost,
-            _ => return None,
-        };
-        self.found[field as usize].is_none().then_some(field)
-    }
-
     /// Closes the element that was opened last, if there is one.
     fn close(&mut self) -> bool {
         let Some(open) = self.stack.pop() else { return false };
         self.namespace = open.outer_namespace;
-        if let Some(field) = open.field {
-            self.keeping -= 1;
-            if let Some(range) = &mut self.found[field as usize] {
-                range.end = self.out.len();
-            }
-            self.done |= self.is_complete();
-        }
+        self.done |= self.sink.close(open.of_sink);
         true
-    }
-
-    /// Whether all that can matter has been found, and closed.
-    fn is_complete(&self) -> bool {
-        let has = |field: Field| self.found[field as usize].is_some();
-        if self.keeping > 0 {
-            false
-        } else if self.only_service {
-            true
-        } else {
-            match self.value(Field::Type) {
-                Some(b"API") => has(Field::Call) && has(Field::Result),
-                Some(b"STATE") => self
-                    .found
-                    .iter()
-                    .enumerate()
-                    .all(|(i, range)| range.is_some() || i == Field::Call as usize || i == Field::Result as usize),
-                Some(_) => true,
-                None => false,
-            }
-        }
     }
 
     // ---- Attributes
 
-    /// Reads attributes up to the end of the start tag or to what is none. All that matters of them is where they end, whether
-    /// they are an error, and the default namespace.
+    /// Reads attributes up to the end of the start tag or to what is none.
     fn attributes(&mut self) {
-        let (mut names, mut prefixes) = (Vec::new(), Vec::new());
+        self.attributes.clear();
+        self.values.clear();
         let mut has_default = false;
-        let mut value = Vec::new();
         self.skip_blanks();
         while self.byte(0) != b'>' && !self.looking_at(b"/>") && is_xml_byte(self.byte(0)) {
             let Some(name) = self.qname() else {
@@ -320,35 +327,15 @@ impl<'a, 's> Scan<'a, 's> {
                 break;
             };
             self.skip_blanks();
-            value.clear();
-            let has_value = if self.byte(0) == b'=' {
+            let start = self.values.len();
+            if self.byte(0) == b'=' {
                 self.next_char();
                 self.skip_blanks();
-                self.attribute_value(&mut value)
+                if self.attribute_value() {
+                    self.attribute(name, start, &mut has_default);
+                }
             } else {
                 self.error();
-                false
-            };
-            const XML: &[u8] = b"http://www.w3.org/XML/1998/namespace";
-            const XMLNS: &[u8] = b"http://www.w3.org/2000/xmlns/";
-            if has_value {
-                if name == (Name { prefix: None, local: b"xmlns" }) {
-                    if value != XML && value != XMLNS {
-                        if has_default {
-                            self.error();
-                        } else {
-                            has_default = true;
-                            self.namespace = !value.is_empty();
-                        }
-                    }
-                } else if name.prefix == Some(b"xmlns") {
-                    let reserved = matches!(name.local, b"xml" | b"xmlns") || value == XML || value == XMLNS;
-                    if !reserved && !value.is_empty() {
-                        prefixes.push(name);
-                    }
-                } else {
-                    names.push(name);
-                }
             }
             if self.byte(0) == b'>' || self.looking_at(b"/>") {
                 break;
@@ -358,7 +345,8 @@ impl<'a, 's> Scan<'a, 's> {
                 break;
             }
         }
-        for names in [&mut names, &mut prefixes] {
+        if self.attributes.len() > 1 {
+            let mut names: Vec<_> = self.attributes.iter().map(|attribute| attribute.name).collect();
             names.sort_unstable();
             if names.windows(2).any(|pair| pair[0] == pair[1]) {
                 self.error();
@@ -366,8 +354,35 @@ impl<'a, 's> Scan<'a, 's> {
         }
     }
 
+    /// Keeps an attribute whose value begins there in `values`, unless it declares a namespace that can't be declared.
+    fn attribute(&mut self, name: Name<'a>, start: usize, has_default: &mut bool) {
+        const XML: &[u8] = b"http://www.w3.org/XML/1998/namespace";
+        const XMLNS: &[u8] = b"http://www.w3.org/2000/xmlns/";
+        let value = &self.values[start..];
+        let reserved = value == XML || value == XMLNS;
+        let meaning = if name.full == b"xmlns" {
+            if reserved {
+                return;
+            }
+            // Of several the first counts.
+            if !std::mem::replace(has_default, true) {
+                self.namespace = !value.is_empty();
+            }
+            Meaning::Namespace
+        } else if let Some(prefix) = name.full.strip_prefix(b"xmlns:").filter(|_| name.prefix_bytes == Some(5)) {
+            if reserved || value.is_empty() || matches!(prefix, b"xml" | b"xmlns") {
+                return;
+            }
+            Meaning::Prefix(prefix)
+        } else {
+            Meaning::Attribute
+        };
+        self.attributes.push(Attribute { name, meaning, value: start..self.values.len() });
+    }
+
     /// Reads a value in quotes. Says whether there is one; where it has no end it is one all the same.
-    fn attribute_value(&mut self, value: &mut Vec<u8>) -> bool {
+    /// The value goes to `values`.
+    fn attribute_value(&mut self) -> bool {
         let quote = self.byte(0);
         if quote != b'"' && quote != b'\'' {
             self.error();
@@ -379,22 +394,22 @@ impl<'a, 's> Scan<'a, 's> {
             if c == u32::from(b'&') {
                 if self.byte(1) == b'#' {
                     match self.char_reference() {
-                        Some('&') => value.extend_from_slice(b"&#38;"),
-                        Some(c) => value.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+                        Some('&') => self.values.extend_from_slice(b"&#38;"),
+                        Some(c) => self.values.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
                         None => {}
                     }
                 } else {
                     match self.entity_reference() {
-                        Some(b'&') => value.extend_from_slice(b"&#38;"),
-                        Some(c) => value.push(c),
+                        Some(b'&') => self.values.extend_from_slice(b"&#38;"),
+                        Some(c) => self.values.push(c),
                         None => {}
                     }
                 }
             } else {
                 if matches!(c, 0x20 | 0x0D | 0x0A | 0x09) {
-                    value.push(b' ');
+                    self.values.push(b' ');
                 } else {
-                    value.extend_from_slice(&self.text[self.at..self.at + length]);
+                    self.values.extend_from_slice(&self.text[self.at..self.at + length]);
                 }
                 self.at += length;
             }
@@ -411,8 +426,8 @@ impl<'a, 's> Scan<'a, 's> {
     // ---- Text
 
     fn emit(&mut self, range: Range<usize>) {
-        if self.keeping > 0 {
-            self.out.extend_from_slice(&self.text[range]);
+        if !range.is_empty() {
+            self.sink.text(&self.text[range]);
         }
     }
 
@@ -458,46 +473,43 @@ impl<'a, 's> Scan<'a, 's> {
     }
 
     fn char_data_beyond_ascii(&mut self) {
+        let start = self.at;
         let (mut c, mut length) = self.current_char();
         while c != u32::from(b'<') && c != u32::from(b'&') && is_xml_char(c) {
             if self.looking_at(b"]]>") {
                 self.error();
             }
-            self.emit_char(c, length);
             self.at += length;
             (c, length) = self.current_char();
         }
-        if self.at < self.text.len() && !is_xml_char(c) {
+        for piece in lines(&self.text[start..self.at]) {
+            self.sink.text(piece);
+        }
+        if c == 0 {
+            // The end, or what is no character so near to the end that the original waits for more of it.
+            self.error();
+            self.done = true;
+        } else if !is_xml_char(c) {
             self.error();
             self.next_char();
         }
     }
 
-    /// Keeps the character here, a CR as LF.
-    fn emit_char(&mut self, c: u32, length: usize) {
-        if self.keeping > 0 {
-            match u8::try_from(c) {
-                Ok(byte) if length == 1 => self.out.push(byte),
-                _ => self.out.extend_from_slice(&self.text[self.at..self.at + length]),
-            }
-        }
-    }
-
     fn reference(&mut self) {
         if self.byte(1) == b'#' {
+            let hex = self.byte(2) == b'x';
             let Some(c) = self.char_reference() else { return };
-            if self.keeping > 0 {
-                if !self.latin1 {
-                    self.out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
-                } else if let Ok(byte) = u8::try_from(u32::from(c)) {
-                    self.out.push(byte);
-                }
+            if !self.latin1 {
+                self.sink.text(c.encode_utf8(&mut [0; 4]).as_bytes());
+            } else if let Ok(byte) = u8::try_from(u32::from(c)) {
+                self.sink.text(&[byte]);
+            } else {
+                self.sink.reference(c, hex);
             }
         } else if let Some(c) = self.entity_reference()
             && self.well_formed
-            && self.keeping > 0
         {
-            self.out.push(c);
+            self.sink.text(&[c]);
         }
     }
 
@@ -561,7 +573,7 @@ impl<'a, 's> Scan<'a, 's> {
 
     fn cdata(&mut self) {
         self.at += b"<![CDATA[".len();
-        let kept = self.out.len();
+        let start = self.at;
         // The last two characters, to find the end.
         let (mut before, mut last) = (0, 0);
         let mut count = 0;
@@ -569,17 +581,13 @@ impl<'a, 's> Scan<'a, 's> {
             let (c, length) = self.current_char();
             if !is_xml_char(c) {
                 self.error();
-                self.out.truncate(kept);
                 return;
             }
             if count >= 2 && before == u32::from(b']') && last == u32::from(b']') && c == u32::from(b'>') {
+                self.sink.cdata(&self.text[start..self.at - 2]);
                 self.at += length;
-                if self.keeping > 0 {
-                    self.out.truncate(self.out.len() - 2);
-                }
                 return;
             }
-            self.emit_char(c, length);
             self.at += length;
             (before, last) = (last, c);
             count += 1;
@@ -590,9 +598,11 @@ impl<'a, 's> Scan<'a, 's> {
 
     fn comment(&mut self) {
         self.at += b"<!--".len();
+        let start = self.at;
         loop {
             match self.byte(0) {
                 b'-' if self.looking_at(b"-->") => {
+                    self.end_comment(start, self.at);
                     self.at += 3;
                     return;
                 }
@@ -616,6 +626,7 @@ impl<'a, 's> Scan<'a, 's> {
             let dash = Some(u32::from(b'-'));
             if before == dash && last == dash {
                 if c == u32::from(b'>') {
+                    self.end_comment(start, self.at - 2);
                     self.next_char();
                     return;
                 }
@@ -623,6 +634,12 @@ impl<'a, 's> Scan<'a, 's> {
             }
             self.at += length;
             (before, last) = (last, Some(c));
+        }
+    }
+
+    fn end_comment(&mut self, start: usize, end: usize) {
+        if !self.stack.is_empty() {
+            self.sink.comment(&self.text[start..end]);
         }
     }
 
@@ -637,11 +654,13 @@ impl<'a, 's> Scan<'a, 's> {
         }
         if self.looking_at(b"?>") {
             self.at += 2;
+            self.end_instruction(target, None);
             return;
         }
         if self.skip_blanks() == 0 {
             self.error();
         }
+        let start = self.at;
         loop {
             let (c, length) = self.current_char();
             if !is_xml_char(c) {
@@ -649,10 +668,17 @@ impl<'a, 's> Scan<'a, 's> {
                 return;
             }
             if self.looking_at(b"?>") {
+                self.end_instruction(target, Some(&self.text[start..self.at]));
                 self.at += 2;
                 return;
             }
             self.at += length;
+        }
+    }
+
+    fn end_instruction(&mut self, target: &'a [u8], content: Option<&'a [u8]>) {
+        if !self.stack.is_empty() {
+            self.sink.processing_instruction(target, content);
         }
     }
 
@@ -663,24 +689,22 @@ impl<'a, 's> Scan<'a, 's> {
         let start = self.at;
         let Some(first) = self.ncname() else {
             // A name that begins with a colon.
-            let local = if self.byte(0) == b':' { self.name()? } else { return None };
-            return Some(Name { prefix: None, local });
+            return if self.byte(0) == b':' { self.name().map(Name::plain) } else { None };
         };
         if self.byte(0) != b':' {
-            return Some(Name { prefix: None, local: first });
+            return Some(Name::plain(first));
         }
         self.next_char();
-        let second = self.at;
         if self.ncname().is_none() {
             // `a:` and what else may be in a name belong together.
             self.nmtoken();
-            return Some(Name { prefix: None, local: &self.text[start..self.at] });
+            return Some(Name::plain(&self.text[start..self.at]));
         }
         if self.byte(0) == b':' {
             self.next_char();
             let _ = self.name();
         }
-        Some(Name { prefix: Some(first), local: &self.text[second..self.at] })
+        Some(Name { full: &self.text[start..self.at], prefix_bytes: Some(first.len()) })
     }
 
     /// Reads a name, colons included.
@@ -837,7 +861,7 @@ impl<'a, 's> Scan<'a, 's> {
 }
 
 /// What XML allows as a character.
-fn is_xml_char(c: u32) -> bool {
+pub(super) fn is_xml_char(c: u32) -> bool {
     matches!(c, 0x09 | 0x0A | 0x0D | 0x20..=0xD7FF | 0xE000..=0xFFFD | 0x1_0000..=0x10_FFFF)
 }
 
