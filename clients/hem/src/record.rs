@@ -1,20 +1,55 @@
-//! What is known of one execution.
+//! A [`Record`]: what is known of one execution, and how it is told to others.
+//!
+//! On the bus a record is a message with the key `HOOKBUS HOOK <name>/<success or failure> ` and a JSON object as its payload:
+//!
+//! ```json
+//! {
+//!   "hook": "host-error", "type": "state", "result": "failure",
+//!   "event": "9c0f7f0f5a2c1d3e-17", "key": "EVENT STATE HOST/ERROR//3 ",
+//!   "started": "2026-01-31T12:00:00.000Z", "duration_ms": 1003,
+//!   "command": "/var/lib/one/remotes/hooks/host_error.rb PEhPU1Q+...", "arguments": "PEhPU1Q+...",
+//!   "code": 255, "timed_out": true,
+//!   "stdout": "", "stderr": "Timeout executing ..."
+//! }
+//! ```
+//!
+//! | field | meaning |
+//! | --- | --- |
+//! | `code` | the exit code; 255 where the command has none: killed by a signal, ended by us, or never started |
+//! | `signal`, `signal_name` | what killed it, where that wasn't us |
+//! | `timed_out`, `interrupted`, `not_started` | `true`, or not there: why there is no exit code |
+//! | `left_behind` | `true`, or not there: processes that it left behind held its output open, and were ended |
+//! | `command_bytes`, `arguments_bytes` | the length, where the text was cut to [`MAX_LINE_BYTES`] |
+//! | `stdout`, `stderr` | as text; what is no UTF-8 is replaced, and what was cut is said |
+//! | `stdout_base64`, `stderr_base64` | the bytes, where the text isn't exact |
+//! | `stdout_cut_bytes`, `stderr_cut_bytes` | how many bytes were cut from the middle |
+//!
+//! In the key, control characters, white space, `/` and `%` of the name are percent-encoded (`my hook` is `my%20hook`), so that its
+//! words and parts can be told apart.
 
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use hookbus_broker::{EventId, Timestamp};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use hookbus_broker::{EventId, Message, Timestamp};
+use serde::Serialize;
 
-use crate::hook::Hook;
+use crate::hook::{Hook, RESULT_KEY_START};
+use crate::output::Output;
+use crate::text;
+
+/// How much of a command line, and of arguments, a message holds; the [`Record`] has all.
+pub const MAX_LINE_BYTES: usize = 64 << 10;
 
 /// The event that made a hook run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventRef {
     /// Its id.
     pub id: EventId,
-    /// The last of its keys: of the STATE, API or GANETI form.
-    pub key: Vec<u8>,
+    /// Its key; that of the STATE form, where it has several.
+    pub key: String,
     /// When the broker took it in.
     pub time: Timestamp,
 }
@@ -24,11 +59,11 @@ pub struct EventRef {
 pub enum Ending {
     /// The command exited with this code.
     Exited(i32),
-    /// A signal killed it, and not one of ours.
+    /// This signal killed it, and wasn't from us.
     Signalled(i32),
     /// It exceeded its TIMEOUT and was ended.
     TimedOut,
-    /// It was ended because the executor was.
+    /// It was ended, or not started, because the executor ended.
     Interrupted,
     /// It could not be started; standard error says why.
     NotStarted,
@@ -49,17 +84,6 @@ impl Ending {
     }
 }
 
-/// What a command wrote to one of its two outputs: its first and last bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Output {
-    /// The first bytes.
-    pub head: Vec<u8>,
-    /// How many bytes between the two parts were cut.
-    pub cut_bytes: u64,
-    /// The last bytes; empty where nothing was cut.
-    pub tail: Vec<u8>,
-}
-
 /// One execution of a hook.
 #[derive(Clone, Debug)]
 pub struct Record {
@@ -77,14 +101,222 @@ pub struct Record {
     pub arguments: String,
     /// How it ended.
     pub ending: Ending,
+    /// Whether processes that it left behind held its output open and were ended.
+    pub left_behind: bool,
     /// Standard output.
     pub stdout: Output,
-    /// Standard error, and what there is to say about the execution itself.
+    /// Standard error; what there is to say about the execution itself is its last line.
     pub stderr: Output,
 }
 
-/// Takes records: a hook log, say. They are handed over in the order in which commands ended, one at a time.
+/// Takes records: a hook log, say. They come in the order in which commands ended, one at a time.
 pub trait Recorder: Debug + Send + Sync {
     /// Takes a record. It is called from a task, so it must not block for long.
     fn record(&self, record: &Arc<Record>);
+}
+
+impl Record {
+    /// `success` or `failure`.
+    pub const fn result(&self) -> &'static str {
+        if self.ending.is_success() { "success" } else { "failure" }
+    }
+
+    /// The message that tells it to the bus.
+    pub fn to_message(&self) -> Message {
+        let key = format!("{RESULT_KEY_START}{}/{} ", key_part(&self.hook.name), self.result());
+        Message::new(key, self.to_json())
+    }
+
+    /// The JSON object, on one line.
+    pub fn to_json(&self) -> String {
+        let signal = match self.ending {
+            Ending::Signalled(signal) => Some(signal),
+            _ => None,
+        };
+        let base64 = |output: &Output| (!output.is_utf8()).then(|| BASE64_STANDARD.encode(output.bytes()));
+        let length = |text: &str| (text.len() > MAX_LINE_BYTES).then_some(text.len());
+        let json = Json {
+            hook: &self.hook.name,
+            kind: self.hook.trigger.kind(),
+            result: self.result(),
+            event: self.event.id.to_string(),
+            key: &self.event.key,
+            started: rfc3339(self.started),
+            duration_ms: u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX),
+            command: text::beginning(&self.command, MAX_LINE_BYTES),
+            command_bytes: length(&self.command),
+            arguments: text::beginning(&self.arguments, MAX_LINE_BYTES),
+            arguments_bytes: length(&self.arguments),
+            code: self.ending.code(),
+            signal,
+            signal_name: signal.and_then(signal_name),
+            timed_out: self.ending == Ending::TimedOut,
+            interrupted: self.ending == Ending::Interrupted,
+            not_started: self.ending == Ending::NotStarted,
+            left_behind: self.left_behind,
+            stdout: self.stdout.text(),
+            stdout_base64: base64(&self.stdout),
+            stdout_cut_bytes: self.stdout.cut_bytes,
+            stderr: self.stderr.text(),
+            stderr_base64: base64(&self.stderr),
+            stderr_cut_bytes: self.stderr.cut_bytes,
+        };
+        serde_json::to_string(&json).expect("texts and numbers are always JSON")
+    }
+}
+
+#[derive(Serialize)]
+struct Json<'a> {
+    hook: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    result: &'static str,
+    event: String,
+    key: &'a str,
+    started: String,
+    duration_ms: u64,
+    command: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command_bytes: Option<usize>,
+    arguments: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    arguments_bytes: Option<usize>,
+    code: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signal: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signal_name: Option<&'static str>,
+    #[serde(skip_serializing_if = "is_false")]
+    timed_out: bool,
+    #[serde(skip_serializing_if = "is_false")]
+    interrupted: bool,
+    #[serde(skip_serializing_if = "is_false")]
+    not_started: bool,
+    #[serde(skip_serializing_if = "is_false")]
+    left_behind: bool,
+    stdout: std::borrow::Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stdout_base64: Option<String>,
+    #[serde(skip_serializing_if = "is_zero")]
+    stdout_cut_bytes: u64,
+    stderr: std::borrow::Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stderr_base64: Option<String>,
+    #[serde(skip_serializing_if = "is_zero")]
+    stderr_cut_bytes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+/// A time as in `2026-01-31T12:00:00.000Z`.
+fn rfc3339(time: SystemTime) -> String {
+    let millis = i64::try_from(Timestamp::from(time).as_millis()).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(millis)
+        .unwrap_or(jiff::Timestamp::MAX)
+        .strftime("%Y-%m-%dT%H:%M:%S%.3fZ")
+        .to_string()
+}
+
+/// A name as a part of a key.
+fn key_part(name: &str) -> String {
+    let mut part = String::with_capacity(name.len());
+    for c in name.chars() {
+        if c.is_control() || c.is_whitespace() || matches!(c, '/' | '%') {
+            let mut bytes = [0; 4];
+            part.extend(c.encode_utf8(&mut bytes).bytes().map(|byte| format!("%{byte:02X}")));
+        } else {
+            part.push(c);
+        }
+    }
+    part
+}
+
+/// The name of a signal, as `kill -l` lists it on Linux.
+pub(crate) fn signal_name(signal: i32) -> Option<&'static str> {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
+        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
+        "WINCH", "IO", "PWR", "SYS",
+    ];
+    NAMES.get(usize::try_from(signal).ok()?.checked_sub(1)?).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use hookbus_broker::{LogId, Offset};
+
+    use super::*;
+    use crate::hook::{Origin, Trigger};
+
+    fn record(name: &str, ending: Ending) -> Record {
+        let hook = Hook {
+            name: name.into(),
+            trigger: Trigger::Api { call: "one.vm.allocate".into() },
+            command: "x".into(),
+            arguments: String::new(),
+            arguments_stdin: false,
+            timeout: None,
+            origin: Origin::Program,
+        };
+        Record {
+            hook: Arc::new(hook),
+            event: EventRef {
+                id: EventId { log: LogId::new(1), offset: Offset::new(17) },
+                key: "EVENT API one.vm.allocate 1".into(),
+                time: Timestamp::from_millis(0),
+            },
+            started: Timestamp::from_millis(1_767_225_600_250).into(),
+            duration: Duration::from_millis(1003),
+            command: "/x".into(),
+            arguments: String::new(),
+            ending,
+            left_behind: false,
+            stdout: Output::default(),
+            stderr: Output::default(),
+        }
+    }
+
+    #[test]
+    fn keys_keep_their_parts_apart() {
+        for (name, ending, key) in [
+            ("host-error", Ending::Exited(0), "HOOKBUS HOOK host-error/success "),
+            ("a b/c%\n\u{85}ü", Ending::Exited(3), "HOOKBUS HOOK a%20b%2Fc%25%0A%C2%85ü/failure "),
+        ] {
+            let message = record(name, ending).to_message();
+            assert_eq!(message.keys().map(String::from_utf8_lossy).collect::<Vec<_>>(), [key]);
+        }
+    }
+
+    #[test]
+    fn a_record_is_a_json_object() {
+        let plain = record("x", Ending::Exited(0)).to_json();
+        assert_eq!(
+            plain,
+            "{\"hook\":\"x\",\"type\":\"api\",\"result\":\"success\",\"event\":\"0000000000000001-17\",\
+             \"key\":\"EVENT API one.vm.allocate 1\",\"started\":\"2026-01-01T00:00:00.250Z\",\"duration_ms\":1003,\
+             \"command\":\"/x\",\"arguments\":\"\",\"code\":0,\"stdout\":\"\",\"stderr\":\"\"}"
+        );
+        let mut odd = record("x", Ending::Signalled(9));
+        odd.stdout.head = b"a\xFFb".to_vec();
+        odd.stdout.cut_bytes = 7;
+        odd.arguments = "é".repeat(MAX_LINE_BYTES);
+        let odd: serde_json::Value = serde_json::from_str(&odd.to_json()).unwrap();
+        assert_eq!(
+            (odd["code"].as_i64(), odd["signal"].as_i64(), odd["signal_name"].as_str()),
+            (Some(255), Some(9), Some("KILL"))
+        );
+        assert_eq!(odd["stdout_base64"], "Yf9i");
+        assert_eq!(odd["stdout"], "a\u{FFFD}b\n[hookbus: 7 bytes were cut here]\n");
+        assert_eq!(odd["stdout_cut_bytes"], 7);
+        assert_eq!(odd["arguments"].as_str().unwrap().len(), MAX_LINE_BYTES);
+        assert_eq!(odd["arguments_bytes"], 2 * MAX_LINE_BYTES);
+    }
 }
