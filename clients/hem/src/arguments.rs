@@ -15,7 +15,7 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use hookbus_bridges::opennebula::{Event, Kind};
+use hookbus_bridges::opennebula::{Document, Event, Kind};
 
 use crate::hook::Object;
 
@@ -80,12 +80,11 @@ pub(crate) fn expand(arguments: &str, value: &Value) -> String {
     text
 }
 
-/// An element below the root of a document, in base64.
+/// An element of a document, in base64. It is below the root, unless the document is broken.
 fn element(xml: &[u8], name: &str) -> Option<String> {
-    let (start, end) = (format!("<{name}>"), format!("</{name}>"));
-    let find = |text: &[u8]| xml.windows(text.len()).position(|window| window == text);
-    let (from, to) = (find(start.as_bytes())?, find(end.as_bytes())? + end.len());
-    Some(BASE64_STANDARD.encode(xml.get(from..to)?))
+    let document = Document::parse(xml);
+    let below_root = document.root().and_then(|root| root.child(name));
+    below_root.or_else(|| document.find(name)).map(|element| BASE64_STANDARD.encode(element.to_xml()))
 }
 
 #[cfg(test)]

@@ -66,7 +66,7 @@ pub fn load_file(path: &Path) -> (Option<Hook>, Vec<Problem>) {
         Err(e) => return (None, vec![Problem::error(format!("cannot read the template: {e}")).in_file(path)]),
     };
     match Template::parse(&text) {
-        Ok(template) => Hook::from_template(&template, Origin::File(path.to_owned())),
+        Ok(template) => Hook::from_template(&template, &Origin::File(path.to_owned())),
         Err(e) => (None, vec![Problem::error(e.what).at(e.at).in_file(path)]),
     }
 }

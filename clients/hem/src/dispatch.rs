@@ -41,6 +41,9 @@ pub(crate) struct Dispatcher {
     pub(crate) stop_running: watch::Receiver<bool>,
 }
 
+/// A hook that is to run, with its counters.
+type Called = (Arc<Hook>, Arc<Counters>);
+
 /// What hooks get of an event.
 struct Event {
     reference: EventRef,
@@ -92,7 +95,7 @@ impl Dispatcher {
     }
 
     /// Which hooks a message makes run, and what they get of it.
-    async fn look_at(&self, mut parser: Parser, message: Received) -> (Parser, Event, Vec<(Arc<Hook>, Arc<Counters>)>) {
+    async fn look_at(&self, mut parser: Parser, message: Received) -> (Parser, Event, Vec<Called>) {
         let active = Arc::clone(&self.active.read());
         if message.payload().len() < LARGE_BYTES {
             let (event, hooks) = look(&mut parser, &message, &active);
@@ -116,7 +119,7 @@ impl Dispatcher {
         runs: &mut JoinSet<()>,
         place: OwnedSemaphorePermit,
         event: &Arc<Event>,
-        hooks: Vec<(Arc<Hook>, Arc<Counters>)>,
+        hooks: Vec<Called>,
     ) {
         let mut place = Some(place);
         for (hook, counters) in hooks {
@@ -160,7 +163,7 @@ fn check(run: Result<(), JoinError>) {
     }
 }
 
-fn look(parser: &mut Parser, message: &Received, active: &Active) -> (Event, Vec<(Arc<Hook>, Arc<Counters>)>) {
+fn look(parser: &mut Parser, message: &Received, active: &Active) -> (Event, Vec<Called>) {
     let is_opennebula = message.tag() == PAYLOAD_BASE64 && active.set.wants_header();
     let header = is_opennebula.then(|| parser.event_of(message.payload()));
     let hooks = active.set.matching(message.keys(), header.as_ref());
@@ -201,7 +204,7 @@ impl Run {
         };
         let finished = process::run(&line, input, limits, stop).await;
         drop(running);
-        self.counters.each_ref().map(|counters| counters.ended(finished.ending));
+        self.counters.iter().for_each(|counters| counters.ended(finished.ending));
         let record = Record {
             hook: self.hook,
             event: self.event.reference.clone(),
@@ -226,7 +229,7 @@ impl Run {
         let mut stderr = Output::default();
         stderr.push_line("Not started: hookbus ends");
         drop(running);
-        self.counters.each_ref().map(|counters| counters.ended(Ending::Interrupted));
+        self.counters.iter().for_each(|counters| counters.ended(Ending::Interrupted));
         let record = Record {
             hook: self.hook,
             event: self.event.reference.clone(),

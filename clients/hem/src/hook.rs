@@ -213,12 +213,12 @@ const LATER_WORDS: &[&str] = &["$ID", "$NAME", "$STATE", "$EVENT_JSON"];
 
 impl Hook {
     /// Reads a hook. The second value is what there is to say about it; without a hook, an error is among it.
-    pub fn from_template(template: &Template, origin: Origin) -> (Option<Hook>, Vec<Problem>) {
+    pub fn from_template(template: &Template, origin: &Origin) -> (Option<Hook>, Vec<Problem>) {
         let mut reader = Reader { template, problems: Vec::new() };
-        let hook = reader.hook(origin.clone());
+        let hook = reader.hook(origin);
         reader.look_for_strangers();
         let mut problems = reader.problems;
-        if let Origin::File(path) = &origin {
+        if let Origin::File(path) = origin {
             problems = problems.into_iter().map(|problem| problem.in_file(path)).collect();
         }
         let broken = problems.iter().any(|problem| problem.severity == Severity::Error);
@@ -232,7 +232,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn hook(&mut self, origin: Origin) -> Option<Hook> {
+    fn hook(&mut self, origin: &Origin) -> Option<Hook> {
         // All parts are read before the first missing one ends it, so that everything is told at once.
         let name = self.name();
         let trigger = self.trigger();
@@ -250,7 +250,7 @@ impl<'a> Reader<'a> {
             arguments: arguments.to_owned(),
             arguments_stdin,
             timeout,
-            origin,
+            origin: origin.clone(),
         })
     }
 
@@ -420,7 +420,7 @@ impl<'a> Reader<'a> {
         if !known.contains(&state.as_str()) {
             let object = object.name();
             let nearest = states::nearest(&state, known.iter().copied());
-            let hint = nearest.map_or_else(|| format!("one of {}", known.join(", ")), |name| format!("{name}"));
+            let hint = nearest.map_or_else(|| format!("one of {}", known.join(", ")), str::to_owned);
             self.warning(at, format!("{name} = {given} is no state of a {object} that is known; did you mean {hint}?"));
         }
         Some(state)

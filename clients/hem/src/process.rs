@@ -395,7 +395,7 @@ impl Streams {
     /// As [`pump`](Self::pump), without an end.
     async fn pump_for_ever(&mut self) {
         self.pump().await;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Whether both outputs are.
