@@ -37,10 +37,11 @@ impl Patience {
         self.left = self.looks;
     }
 
-    /// Whether to look once more; where not, the next wait starts anew.
+    /// Whether to look once more. Where not, that stays so until something is found: a task that is polled for other reasons, or
+    /// more than once each time, must not begin to look anew and keep itself awake for ever.
     pub(crate) fn look_again(&mut self) -> bool {
         let again = self.left > 0;
-        self.left = if again { self.left - 1 } else { self.looks };
+        self.left = self.left.saturating_sub(1);
         again
     }
 

@@ -420,3 +420,34 @@ fn the_prefixes_of_a_subscription_are_listed_in_order() {
     drop(subscription);
     assert_eq!(listed(10), [""; 0]);
 }
+
+/// A future that is polled several times in a row, as in a `select!` or as the body of an HTTP response, comes to rest all the same.
+#[test]
+fn a_reader_that_is_polled_too_often_comes_to_rest() {
+    struct Count(std::sync::atomic::AtomicUsize);
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    let broker = Broker::default();
+    let mut subscription = broker.subscribe(all("one"));
+    let count = Arc::new(Count(0.into()));
+    let waker = std::task::Waker::from(Arc::clone(&count));
+    let mut cx = std::task::Context::from_waker(&waker);
+    let wakes = || count.0.swap(0, std::sync::atomic::Ordering::Relaxed);
+    let mut polls = 0;
+    loop {
+        polls += 1;
+        assert!(polls < 100, "it wakes itself for ever");
+        for _ in 0..2 {
+            assert!(subscription.poll_ready(&mut cx).is_pending());
+        }
+        if wakes() == 0 {
+            break;
+        }
+    }
+    broker.publish_now(message(0, 10)).unwrap();
+    assert!(wakes() > 0, "and is woken when there is something");
+    assert!(subscription.poll_ready(&mut cx).is_ready());
+}

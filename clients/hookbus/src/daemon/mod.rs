@@ -212,6 +212,7 @@ impl State {
 
     /// Everything, as one object. The command line shows it, so its names are a contract with it; see docs/http.md.
     fn status(&self) -> Value {
+        let ready = self.is_ready().is_ok();
         let stats = self.broker.stats();
         let parts = self.parts.lock();
         let ports: Vec<Value> =
@@ -226,7 +227,7 @@ impl State {
             "pid": std::process::id(),
             "started_ms": millis(self.started),
             "uptime_s": self.started.elapsed().unwrap_or_default().as_secs(),
-            "ready": self.is_ready().is_ok(),
+            "ready": ready,
             "log_id": self.broker.log_id().to_string(),
             "state_dir": parts.state_dir,
             "socket": parts.socket,
