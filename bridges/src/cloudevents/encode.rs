@@ -1,10 +1,35 @@
-//! Events as they leave: attributes and data.
+//! Events as they leave.
 
 use std::borrow::Cow;
-use std::fmt;
 
 use bytes::Bytes;
-use hookbus_broker::Received;
+use hookbus_broker::{Received, Timestamp};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::OWN_ATTRIBUTES;
+use super::attributes::{Attributes, Value};
+use super::data::{self, Data};
+use super::key::{self, Topic, encode_key};
+
+/// What may stand in a part of a URI's path as it is (RFC 3986, `pchar`).
+const PATH: AsciiSet = NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'!')
+    .remove(b'$')
+    .remove(b'&')
+    .remove(b'\'')
+    .remove(b'(')
+    .remove(b')')
+    .remove(b'*')
+    .remove(b'+')
+    .remove(b',')
+    .remove(b';')
+    .remove(b'=')
+    .remove(b':')
+    .remove(b'@');
 
 /// What names the producers of our events.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,95 +41,175 @@ pub struct Sources {
 }
 
 /// Makes CloudEvents of messages. Made once for a daemon.
+///
+/// ```
+/// use hookbus_bridges::cloudevents::{Encoder, Sources};
+/// use hookbus_broker::{Broker, Message, SubscribeOptions};
+///
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let encoder = Encoder::new(Sources { host: "one-frontend".into(), zone: None });
+/// let broker = Broker::default();
+/// let mut subscription = broker.subscribe(SubscribeOptions::new("demo").prefix("backup "));
+/// broker.publish(Message::new("backup done", "42 machines")).await?;
+///
+/// let event = subscription.recv().await.unwrap().message().unwrap();
+/// let json: serde_json::Value = serde_json::from_slice(&encoder.structured(&event, None)).unwrap();
+/// assert_eq!(json["source"], "/hookbus/one-frontend");
+/// assert_eq!(json["type"], "org.hookbus.custom");
+/// assert_eq!(json["hookbuskey"], "backup done");
+/// assert_eq!(json["data"], "42 machines");
+/// # Ok::<_, hookbus_broker::PublishError>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone, Debug)]
 pub struct Encoder {
     opennebula: Box<str>,
     hookbus: Box<str>,
 }
 
-/// The value of an attribute.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value<'a> {
-    /// A string, URI, URI-reference or timestamp, or binary as base64.
-    String(Cow<'a, str>),
-    /// A whole number.
-    Integer(i32),
-    /// True or false.
-    Boolean(bool),
-}
-
-/// The canonical string, as headers carry it before they are percent-encoded.
-impl fmt::Display for Value<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Value::String(text) => f.write_str(text),
-            Value::Integer(number) => number.fmt(f),
-            Value::Boolean(truth) => truth.fmt(f),
-        }
-    }
-}
-
-/// The attributes of one event, those that it has, in the order in which they are written: `specversion` first.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attributes<'a> {
-    list: Vec<(Cow<'a, str>, Value<'a>)>,
-}
-
-impl<'a> Attributes<'a> {
-    /// Name and value of each.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value<'a>)> {
-        self.list.iter().map(|(name, value)| (name.as_ref(), value))
-    }
-
-    /// The attribute of this name.
-    pub fn get(&self, name: &str) -> Option<&Value<'a>> {
-        self.list.iter().find(|(known, _)| known == name).map(|(_, value)| value)
-    }
-}
-
-/// The data of an event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Data<'a> {
-    /// The attribute `datacontenttype`, where it is known.
-    pub content_type: Option<Cow<'a, str>>,
-    /// The bytes: what the body is in binary mode.
-    pub body: Cow<'a, [u8]>,
-}
-
 impl Encoder {
     /// An encoder for these producers.
+    #[expect(clippy::needless_pass_by_value, reason = "names that are given away read better where this is called")]
     pub fn new(sources: Sources) -> Self {
         let zone = sources.zone.as_deref().unwrap_or(&sources.host);
         Encoder {
-            opennebula: format!("/opennebula/{zone}").into(),
-            hookbus: format!("/hookbus/{}", sources.host).into(),
+            opennebula: format!("/opennebula/{}", utf8_percent_encode(zone, &PATH)).into(),
+            hookbus: format!("/hookbus/{}", utf8_percent_encode(&sources.host, &PATH)).into(),
         }
     }
 
     /// The attributes of an event. `dropped` tells how many messages were dropped just before it.
+    ///
+    /// In binary mode `datacontenttype` is sent as the body's content type, where the bus has one.
     pub fn attributes<'a>(&'a self, event: &'a Received, dropped: Option<u64>) -> Attributes<'a> {
-        let _ = (event, dropped, &self.opennebula, &self.hookbus);
-        Attributes { list: Vec::new() }
+        // An origin without an id only says more about the data.
+        let origin = event.origin();
+        let identity = origin.filter(|origin| !origin.id.is_empty());
+        let mut brought = origin.map(|origin| Attributes::of_origin(&origin.attributes)).unwrap_or_default();
+        for name in OWN_ATTRIBUTES {
+            brought.take(name);
+        }
+        let said = brought.take("datacontenttype").and_then(Value::into_text);
+        let (key, topic) = key::topic(event.keys());
+
+        let mut all = Attributes::default();
+        all.push("specversion", "1.0");
+        if let Some(origin) = identity {
+            all.push("id", &*origin.id);
+            all.push("source", &*origin.source);
+            for name in ["type", "subject", "time"] {
+                if let Some(value) = brought.take(name) {
+                    all.push(name, value);
+                }
+            }
+        } else {
+            all.push("id", event.id().to_string());
+            all.push("source", self.source(topic));
+            all.push("type", kind(topic));
+            if let Some(subject) = subject(topic) {
+                all.push("subject", subject);
+            }
+            all.push("time", rfc3339(event.time()));
+        }
+        if let Some(content_type) = data::content_type(event, said, identity.is_some()) {
+            all.push("datacontenttype", content_type);
+        }
+        if let Some(schema) = brought.take("dataschema") {
+            all.push("dataschema", schema);
+        }
+        all.push("sequence", event.offset().to_string());
+        all.push("hookbuskey", encode_key(key));
+        if identity.is_some() {
+            all.push("recordedtime", rfc3339(event.time()));
+        }
+        if let Some(dropped) = dropped {
+            all.push("hookbusdropped", Value::Integer(i32::try_from(dropped).unwrap_or(i32::MAX)));
+        }
+        all.append(brought);
+        all
     }
 
-    /// The data of an event, as binary mode sends it; none where the payload is empty.
-    pub fn data<'a>(&self, event: &'a Received) -> Option<Data<'a>> {
-        Some(Data { content_type: None, body: raw(event) })
+    /// An event in binary mode: its attributes, and the data that is the body; no data where the payload is empty.
+    pub fn binary<'a>(&'a self, event: &'a Received, dropped: Option<u64>) -> (Attributes<'a>, Option<Data<'a>>) {
+        let attributes = self.attributes(event, dropped);
+        let content_type = attributes.get("datacontenttype").cloned().and_then(Value::into_text);
+        let data = Data::of(event, content_type);
+        (attributes, data)
     }
 
     /// An event in structured mode: one JSON object on one line, without a line feed.
     pub fn structured(&self, event: &Received, dropped: Option<u64>) -> Bytes {
-        let _ = (event, dropped);
-        Bytes::from_static(b"{}")
+        let (attributes, data) = self.binary(event, dropped);
+        let mut out = Vec::with_capacity(512 + data.as_ref().map_or(0, |data| data.body.len()));
+        out.push(b'{');
+        attributes.write_members(&mut out);
+        if let Some(data) = data {
+            out.push(b',');
+            data.write_member(&mut out);
+        }
+        out.push(b'}');
+        out.into()
+    }
+
+    fn source(&self, topic: Topic<'_>) -> &str {
+        match topic {
+            Topic::Api { .. } | Topic::State { .. } | Topic::Retry | Topic::Other => &self.opennebula,
+            Topic::Hook { .. } | Topic::Custom => &self.hookbus,
+        }
     }
 }
 
-/// The payload of an event, decoded where it is base64.
-pub fn raw(event: &Received) -> Cow<'_, [u8]> {
-    Cow::Borrowed(event.payload())
+/// The attribute `type`.
+fn kind(topic: Topic<'_>) -> Cow<'static, str> {
+    match topic {
+        Topic::Api { .. } => "org.opennebula.api".into(),
+        Topic::State { object: b"VM", .. } => "org.opennebula.state.vm".into(),
+        Topic::State { object: b"HOST", .. } => "org.opennebula.state.host".into(),
+        Topic::State { object: b"IMAGE", .. } => "org.opennebula.state.image".into(),
+        Topic::State { object: b"NET", .. } => "org.opennebula.state.net".into(),
+        Topic::State { object, .. } => format!("org.opennebula.state.{}", encode_key(object).to_lowercase()).into(),
+        Topic::Retry => "org.opennebula.retry".into(),
+        Topic::Other => "org.opennebula.other".into(),
+        Topic::Hook { .. } => "org.hookbus.hook".into(),
+        Topic::Custom => "org.hookbus.custom".into(),
+    }
 }
 
-/// The payload of an event as on ZeroMQ: base64 text that oned wrote as it is, anything else encoded.
-pub fn base64(event: &Received) -> Cow<'_, [u8]> {
-    Cow::Borrowed(event.payload())
+/// The attribute `subject`.
+fn subject(topic: Topic<'_>) -> Option<Value<'_>> {
+    match topic {
+        Topic::Api { call: b"" } | Topic::Retry | Topic::Other | Topic::Custom => None,
+        Topic::Api { call } => Some(encode_key(call).into()),
+        Topic::State { object, id } => Some(format!("{}/{}", encode_key(object).to_lowercase(), encode_key(id)).into()),
+        Topic::Hook { name } => Some(format!("hook/{}", encode_key(name)).into()),
+    }
+}
+
+/// A moment as RFC 3339 writes it, with milliseconds, in UTC.
+fn rfc3339(time: Timestamp) -> String {
+    let millis = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    // Far beyond any clock there are years with five digits, which can't be written.
+    let time = jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::MAX);
+    format!("{time:.3}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments() {
+        let text = |millis| rfc3339(Timestamp::from_millis(millis));
+        assert_eq!(text(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(text(1_795_303_226_050), "2026-11-21T23:20:26.050Z");
+        assert_eq!(text(u64::MAX), "9999-12-30T22:00:00.999Z");
+    }
+
+    #[test]
+    fn sources_are_uri_references() {
+        let encoder = Encoder::new(Sources { host: "a b/ü%".into(), zone: Some("Zone 1".into()) });
+        assert_eq!(&*encoder.hookbus, "/hookbus/a%20b%2F%C3%BC%25");
+        assert_eq!(&*encoder.opennebula, "/opennebula/Zone%201");
+        assert_eq!(&*Encoder::new(Sources { host: "h:1".into(), zone: None }).opennebula, "/opennebula/h:1");
+    }
 }

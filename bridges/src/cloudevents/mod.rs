@@ -10,19 +10,29 @@
 //! `attributes` are the text of a JSON object with those attributes. An origin whose id is empty stands for ours, so that what
 //! was published without attributes still keeps its content type.
 
+mod attributes;
+mod data;
 mod decode;
 mod encode;
+mod json;
+mod key;
 
 use serde::{Deserialize, Serialize};
 
-pub use decode::{DecodeError, Incoming, decode};
-pub use encode::{Attributes, Data, Encoder, Sources, Value, base64, raw};
+pub use attributes::{Attributes, Value, encode_header};
+pub use data::{Data, base64, raw};
+pub use decode::{DecodeError, Incoming, MAX_ATTRIBUTES_BYTES, MAX_BATCH_EVENTS, decode};
+pub use encode::{Encoder, Sources};
+pub use key::{decode_key, encode_key, is_reserved};
 
 /// The media type of one event as JSON.
 pub const STRUCTURED: &str = "application/cloudevents+json";
 
 /// The media type of several.
 pub const BATCH: &str = "application/cloudevents-batch+json";
+
+/// Attributes that are ours to set. What an imported event says under these names is passed over; `hookbuskey` has become its key.
+const OWN_ATTRIBUTES: [&str; 5] = ["sequence", "recordedtime", "hookbuskey", "hookbusdropped", "hookbusomitted"];
 
 /// How a bridge writes events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
