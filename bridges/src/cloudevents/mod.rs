@@ -1,7 +1,21 @@
 //! Events as CloudEvents 1.0, in and out: what HTTP, NATS, MQTT and AMQP agree about.
 //!
-//! An event leaves in one of four [`Format`]s. [`Encoder`] makes the first two: the attributes of an event, and its data as JSON.
-//! What comes in over HTTP is read by [`decode`], which says precisely what is wrong with what is no CloudEvent.
+//! An event leaves in one of four [`Format`]s. [`Encoder`] makes the first two: the attributes of an event, and its data as JSON;
+//! [`raw`] and [`base64()`] are the others. What comes in over HTTP is read by [`decode`], which says precisely what is wrong with
+//! what is no CloudEvent.
+//!
+//! | attribute | value |
+//! | --- | --- |
+//! | `id`, `time` | the event's id, and when hookbus took it in |
+//! | `source` | `/opennebula/<zone or host>`, `/hookbus/<host>` |
+//! | `type` | `org.opennebula.api`, `org.opennebula.state.vm`, `.host`, `.image` or `.net`, `org.opennebula.retry`, `org.opennebula.other` (without a header), `org.hookbus.hook`, `org.hookbus.custom` |
+//! | `subject` | the API call, `vm/42`, `hook/<name>`; else none |
+//! | `datacontenttype` | `application/json` for OpenNebula's events and hook results, else what the publisher said |
+//! | `sequence` | the offset in the broker |
+//! | `hookbuskey` | the key, of several the one that tells most; see [`encode_key`] |
+//! | `recordedtime` | imported events only: when hookbus took it in |
+//! | `hookbusdropped` | how many messages were dropped just before this one; at most 2147483647 is told |
+//! | `hookbusomitted` | kept for events that are too large for a bus and go without data |
 //!
 //! # Identity
 //!
@@ -9,6 +23,16 @@
 //! id, source, type, subject, time and extensions: they travel as the message's [`Origin`](hookbus_broker::Origin), whose
 //! `attributes` are the text of a JSON object with those attributes. An origin whose id is empty stands for ours, so that what
 //! was published without attributes still keeps its content type.
+//!
+//! # Guarantees
+//!
+//! - An imported event leaves as it came: payload byte for byte (JSON that had line ends without its white space, since
+//!   an event is one line), attributes in value and order. Not kept: attributes that are `null`, data that is an empty string,
+//!   the difference between a string and its canonical form where binary mode was between, and what it said under names that
+//!   are ours.
+//! - Every message can leave, whatever it holds: a payload that is not what its content type says leaves as base64.
+//! - Nothing here waits or keeps anything. An event that leaves needs about twice its size while it is written; one of
+//!   OpenNebula besides its [`Document`](crate::opennebula::Document).
 
 mod attributes;
 mod data;
