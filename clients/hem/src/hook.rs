@@ -334,10 +334,14 @@ impl<'a> Reader<'a> {
         let (_, at) = self.required("PREFIX", "what the key of an event begins with")?;
         // As written: a blank at its end matters.
         let (prefix, _) = self.text("PREFIX")?;
-        if prefix.starts_with(RESULT_KEY_START) {
+        // Of a prefix that results match, too, the executor would have to throw them away again, and under pressure events with them.
+        if prefix.starts_with(RESULT_KEY_START) || RESULT_KEY_START.starts_with(prefix) {
             self.error(
                 Some(at),
-                format!("PREFIX begins with {RESULT_KEY_START:?}: results of hooks never make a hook run; subscribe to them instead"),
+                format!(
+                    "PREFIX = {prefix:?} matches results of hooks ({RESULT_KEY_START:?}), which never make a hook run; \
+                     write the beginning of other keys, such as \"EVENT \""
+                ),
             );
             return None;
         }

@@ -1,0 +1,458 @@
+//! What the executor promises: which hooks run, how many at once, in which order, and what is told about it.
+
+mod support;
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use hookbus_broker::{Broker, Delivery, Message, Overflow, SubscribeOptions};
+use hookbus_hem::{Ending, Executor, Hook, HookSet, Origin, Trigger};
+use support::{PATIENCE, Rig, alone, api_call, is_alive, vm_state, wait};
+use tokio::time::{Instant, timeout};
+
+fn soon() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+#[test]
+fn triggers_are_exact() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.script("say.sh", "#!/bin/sh\necho \"$@\"\n");
+        for (name, trigger) in [
+            ("a-call", "TYPE = api\nCALL = one.vm.allocate"),
+            ("longer-call", "TYPE = api\nCALL = one.vm.allocate.more"),
+            ("running", "TYPE = state\nRESOURCE = VM\nON = RUNNING"),
+            ("poweroff", "TYPE = state\nRESOURCE = VM\nON = CUSTOM\nSTATE = poweroff\nLCM_STATE = LCM_INIT"),
+            ("host-error", "TYPE = state\nRESOURCE = HOST\nSTATE = ERROR"),
+            ("again-running", "TYPE = STATE\nRESOURCE = vm\nSTATE = ACTIVE\nLCM_STATE = RUNNING"),
+            ("anything", "TYPE = event\nPREFIX = \"EVENT \""),
+        ] {
+            rig.template(name, &format!("NAME = {name}\n{trigger}\nCOMMAND = say.sh\nARGUMENTS = {name}"));
+        }
+        let executor = rig.start();
+        let host = support::opennebula(
+            &["EVENT HOST 3/ERROR/ ", "EVENT STATE HOST/ERROR//3 "],
+            "<HOOK_MESSAGE><HOOK_TYPE>STATE</HOOK_TYPE><HOOK_OBJECT>HOST</HOOK_OBJECT><STATE>ERROR</STATE>\
+             <RESOURCE_ID>3</RESOURCE_ID><HOST><ID>3</ID></HOST></HOOK_MESSAGE>",
+        );
+        // The key claims what the header doesn't say: the header decides.
+        let claims = support::opennebula(
+            &["EVENT API one.vm.allocate 1"],
+            "<HOOK_MESSAGE><HOOK_TYPE>API</HOOK_TYPE><CALL>one.vm.rename</CALL><CALL_INFO/></HOOK_MESSAGE>",
+        );
+        // A payload that isn't oned's is not an event of oned, whatever its key says.
+        let foreign = Message::new("EVENT API one.vm.allocate 1", "<HOOK_MESSAGE><HOOK_TYPE>API</HOOK_TYPE>");
+        for (message, expected) in [
+            (api_call("one.vm.allocate", 1, ""), &["a-call", "anything"][..]),
+            (api_call("one.vm.allocate", 0, ""), &["a-call", "anything"]),
+            (api_call("one.vm.allocate.more", 1, ""), &["longer-call", "anything"]),
+            (api_call("one.vm.allocatemore", 1, ""), &["anything"]),
+            (vm_state(7, "ACTIVE", "RUNNING", ""), &["again-running", "running", "anything"]),
+            // What the owner of a machine writes into it changes nothing.
+            (
+                vm_state(7, "ACTIVE", "RUNNING", "<HOOK_TYPE>API</HOOK_TYPE><CALL>one.vm.allocate</CALL>"),
+                &["again-running", "running", "anything"],
+            ),
+            (vm_state(7, "ACTIVE", "RUNNING_FAST", ""), &["anything"]),
+            (vm_state(7, "POWEROFF", "LCM_INIT", ""), &["poweroff", "anything"]),
+            (host, &["host-error", "anything"]),
+            (claims, &["anything"]),
+            (foreign, &["anything"]),
+        ] {
+            let shown = format!("{message:?}");
+            rig.broker.publish(message).await.expect("published");
+            let mut ran = Vec::new();
+            for _ in expected {
+                ran.push(rig.record().await.hook.name.clone());
+            }
+            ran.sort();
+            let mut expected = expected.to_vec();
+            expected.sort_unstable();
+            assert_eq!(ran, expected, "{shown}");
+        }
+        executor.shutdown(soon()).await;
+        assert!(rig.try_record().is_none(), "a hook ran that should not have");
+    });
+}
+
+/// Hooks get a clean environment in the sense of the kernel, and that of the daemon otherwise.
+#[test]
+fn a_command_finds_an_orderly_process() {
+    // As after a start by oned, which blocks every signal; threads inherit it.
+    let blocked = nix::sys::signal::SigSet::all();
+    blocked.thread_block().expect("blocked");
+    alone(|| async {
+        // A descriptor that somebody left open for us.
+        let inherited = std::fs::File::open("/dev/null").expect("opened");
+        rustix::io::fcntl_setfd(inherited.as_fd(), rustix::io::FdFlags::empty()).expect("set");
+        let mut rig = Rig::new();
+        let body = "grep -E 'SigBlk|SigIgn' /proc/self/status; cut -d' ' -f5 /proc/$$/stat; echo $$; ls /proc/$$/fd; \
+                    cat; echo input ended; pwd; echo \"$PATH\"";
+        rig.script("look.sh", &format!("#!/bin/sh\n{body}\n"));
+        rig.template("look", "NAME = look\nTYPE = event\nPREFIX = \"test look \"\nCOMMAND = look.sh");
+        let executor = rig.start();
+        rig.fire("look").await;
+        let record = rig.record().await;
+        let text = record.stdout.text();
+        let lines: Vec<&str> = text.lines().collect();
+        // sh keeps its script open as one more descriptor, 10, closed for what it starts.
+        let here = std::env::current_dir().expect("there is one");
+        let path = std::env::var("PATH").expect("there is one");
+        assert_eq!(lines[0], "SigBlk:\t0000000000000000", "{text}");
+        // 32 and 33 belong to the C library, and whoever started the test may have left them ignored.
+        let ignored = u64::from_str_radix(lines[1].trim_start_matches("SigIgn:\t"), 16).expect("a number");
+        assert_eq!(ignored & !(3 << 31), 0, "{text}");
+        assert_eq!(lines[2], lines[3], "the process leads its group: {text}");
+        assert_eq!(&lines[4..], ["0", "1", "10", "2", "input ended", here.to_str().expect("UTF-8"), &path], "{text}");
+        executor.shutdown(soon()).await;
+    });
+    blocked.thread_unblock().expect("unblocked");
+}
+
+#[test]
+fn no_more_than_may_run_at_once() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        // Each waits until three have begun, then says so.
+        let body = "touch begun.$$; while [ $(ls begun.* | wc -l) -lt 3 ]; do sleep 0.01; done; \
+                    while [ ! -f go ]; do sleep 0.01; done";
+        rig.shell("waits", body, "");
+        let executor = rig.start_with(|options| options.concurrency = 3);
+        for _ in 0..9 {
+            rig.fire("waits").await;
+        }
+        let begun = |rig: &Rig| {
+            std::fs::read_dir(rig.directory.path()).map_or(0, |entries| {
+                entries.flatten().filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"begun.")).count()
+            })
+        };
+        wait("three to begin", || if begun(&rig) == 3 { Ok(()) } else { Err(begun(&rig).to_string()) }).await;
+        // Events wait in the subscription, and nowhere else.
+        wait("six to wait", || match executor.status() {
+            status if status.waiting == 6 && status.running == 3 => Ok(()),
+            status => Err(format!("{status:?}")),
+        })
+        .await;
+        assert_eq!(begun(&rig), 3);
+        std::fs::write(rig.path("go"), "").expect("written");
+        for _ in 0..9 {
+            assert_eq!(rig.record().await.ending, Ending::Exited(0));
+        }
+        let status = executor.status();
+        assert_eq!((status.hooks[0].runs, status.hooks[0].successes, status.waiting), (9, 9, 0));
+        assert_eq!((status.hooks[0].last_code, status.hooks[0].running), (Some(0), 0));
+        executor.shutdown(soon()).await;
+    });
+}
+
+#[test]
+fn results_come_in_the_order_in_which_commands_end() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.shell("first", "while [ ! -f second.done ]; do sleep 0.01; done", "");
+        rig.shell("second", "trap 'touch second.done' EXIT; while [ ! -f third.done ]; do sleep 0.01; done", "");
+        rig.shell("third", "exit 3", "");
+        let mut results = rig.broker.subscribe(SubscribeOptions::new("results").prefix("HOOKBUS HOOK "));
+        let executor = rig.start();
+        for name in ["first", "second", "third"] {
+            rig.fire(name).await;
+        }
+        let mut keys = Vec::new();
+        let mut payloads = Vec::new();
+        for _ in 0..3 {
+            let delivery = timeout(PATIENCE, results.recv()).await.expect("a result comes");
+            let Some(Delivery::Message(message)) = delivery else { panic!("{delivery:?}") };
+            keys.push(message.keys().map(|key| String::from_utf8_lossy(key).into_owned()).collect::<String>());
+            payloads.push(serde_json::from_slice::<serde_json::Value>(message.payload()).expect("JSON"));
+            // Only now may the next one end.
+            std::fs::write(rig.path("third.done"), "").expect("written");
+        }
+        assert_eq!(
+            keys,
+            ["HOOKBUS HOOK third/failure ", "HOOKBUS HOOK second/success ", "HOOKBUS HOOK first/success "]
+        );
+        assert_eq!((payloads[0]["code"].as_i64(), payloads[0]["key"].as_str()), (Some(3), Some("test third ")));
+        let log = format!("{}-3", rig.broker.log_id());
+        assert_eq!(payloads[0]["event"], log.as_str());
+        for name in ["third", "second", "first"] {
+            assert_eq!(rig.record().await.hook.name, name);
+        }
+        executor.shutdown(soon()).await;
+    });
+}
+
+/// Events that can't wait any more are lost, and it is counted.
+#[test]
+fn what_is_lost_is_told() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.shell("slow", "while [ ! -f go ]; do sleep 0.01; done", "");
+        let executor = rig.start_with(|options| {
+            options.concurrency = 1;
+            options.hwm = 2;
+        });
+        rig.fire("slow").await;
+        wait("it to run", || if executor.status().running == 1 { Ok(()) } else { Err("it doesn't".into()) }).await;
+        for _ in 0..10 {
+            rig.fire("slow").await;
+        }
+        let status = executor.status();
+        assert_eq!((status.waiting, status.dropped), (2, 8));
+        std::fs::write(rig.path("go"), "").expect("written");
+        for _ in 0..3 {
+            rig.record().await;
+        }
+        executor.shutdown(soon()).await;
+        assert!(rig.try_record().is_none());
+    });
+}
+
+/// Hooks are exchanged again and again while events come: the one that stays misses none, the others run while they are there.
+#[test]
+fn a_reload_loses_nothing() {
+    const EVENTS: usize = 300;
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.template("stays", "NAME = stays\nTYPE = event\nPREFIX = \"test stays \"\nCOMMAND = /bin/true");
+        let with_one = rig.hooks();
+        rig.template("comes", "NAME = comes\nTYPE = event\nPREFIX = \"test comes \"\nCOMMAND = /bin/true");
+        // The same prefix in another hook, and the stay in another place of the set.
+        rig.template("also", "NAME = also\nTYPE = event\nPREFIX = \"test stays \"\nCOMMAND = /bin/true");
+        let with_three = rig.hooks();
+        let executor = Executor::start(&rig.broker, with_one.clone(), rig.options());
+        let broker = rig.broker.clone();
+        let events = tokio::spawn(async move {
+            for _ in 0..EVENTS {
+                broker.publish(Message::new("test stays ", "")).await.expect("published");
+                tokio::task::yield_now().await;
+            }
+        });
+        while !events.is_finished() {
+            executor.replace(with_three.clone());
+            tokio::task::yield_now().await;
+            executor.replace(with_one.clone());
+            tokio::task::yield_now().await;
+        }
+        let mut stays = 0;
+        while stays < EVENTS {
+            stays += usize::from(rig.record().await.hook.name == "stays");
+        }
+        // Its counters survived, and nobody is subscribed to what nobody wants any more.
+        let status = executor.status();
+        assert_eq!(
+            (status.hooks.len(), status.hooks[0].runs, status.hooks[0].name.as_str()),
+            (1, EVENTS as u64, "stays")
+        );
+        let prefixes = rig.broker.subscriptions()[0].prefixes;
+        assert_eq!(prefixes, 1);
+        executor.replace(with_three);
+        rig.fire("comes").await;
+        while rig.record().await.hook.name != "comes" {}
+        executor.replace(HookSet::default());
+        assert_eq!(rig.broker.subscriptions()[0].prefixes, 0);
+        executor.shutdown(soon()).await;
+    });
+}
+
+/// The executor's own subscription blocks and is full all the time: results still get out, and nothing is lost.
+#[test]
+fn a_subscription_that_blocks_loses_nothing() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.template("tests", "NAME = tests\nTYPE = event\nPREFIX = \"test \"\nCOMMAND = /bin/true");
+        let executor = rig.start_with(|options| {
+            options.overflow = Overflow::Block;
+            options.hwm = 1;
+            options.concurrency = 1;
+        });
+        let mut results = rig.broker.subscribe(SubscribeOptions::new("results").prefix("HOOKBUS HOOK "));
+        for _ in 0..50 {
+            rig.fire("x").await;
+        }
+        for _ in 0..50 {
+            assert_eq!(rig.record().await.hook.name, "tests");
+            let delivery = timeout(PATIENCE, results.recv()).await.expect("a result comes");
+            assert!(matches!(delivery, Some(Delivery::Message(_))), "{delivery:?}");
+        }
+        executor.shutdown(soon()).await;
+    });
+}
+
+/// Templates that results would match are refused; a hook that a program has made for them doesn't run.
+#[test]
+fn results_never_run_hooks() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.template("tests", "NAME = tests\nTYPE = event\nPREFIX = \"test \"\nCOMMAND = /bin/true");
+        let hook = |name: &str, prefix: &str| Hook {
+            name: name.into(),
+            trigger: Trigger::Event { prefix: prefix.into() },
+            command: "/bin/true".into(),
+            arguments: String::new(),
+            arguments_stdin: false,
+            timeout: None,
+            origin: Origin::Program,
+        };
+        let hooks = [hook("results", "HOOKBUS HOOK "), hook("many", "H"), hook("tests", "test ")];
+        let executor = Executor::start(&rig.broker, HookSet::new(hooks), rig.options());
+        for _ in 0..10 {
+            rig.fire("x").await;
+            assert_eq!(rig.record().await.hook.name, "tests");
+        }
+        wait("the results to be taken", || match executor.status().waiting {
+            0 => Ok(()),
+            waiting => Err(waiting.to_string()),
+        })
+        .await;
+        executor.shutdown(soon()).await;
+        assert!(rig.try_record().is_none());
+    });
+}
+
+/// A subscriber that blocks and never reads delays results a little, once; then it drops its oldest and is told.
+#[test]
+fn a_stalled_subscriber_does_not_stall_hooks() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.shell("works", "true", "");
+        let mut stalled = rig
+            .broker
+            .subscribe(SubscribeOptions::new("stalled").prefix("HOOKBUS HOOK ").hwm(1).overflow(Overflow::Block));
+        let executor = rig.start();
+        for _ in 0..30 {
+            rig.fire("works").await;
+        }
+        for _ in 0..30 {
+            rig.record().await;
+        }
+        executor.shutdown(soon()).await;
+        let gap = stalled.recv().await;
+        assert!(matches!(gap, Some(Delivery::Gap(gap)) if gap.count == 29), "{gap:?}");
+    });
+}
+
+#[test]
+fn a_shutdown_waits_then_ends_what_is_left() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.shell("ends", "touch ends.up; while [ ! -f go ]; do sleep 0.01; done; echo well", "");
+        rig.shell("stays", "trap '' TERM; touch stays.up; while :; do sleep 1000; done", "");
+        let executor = rig.start_with(|options| options.concurrency = 2);
+        rig.fire("ends").await;
+        rig.fire("stays").await;
+        rig.fire("ends").await;
+        for name in ["ends.up", "stays.up"] {
+            wait(name, || rig.read(name)).await;
+        }
+        std::fs::write(rig.path("go"), "").expect("written");
+        // The one that ends has its time, the one that doesn't has the same; the one that waits doesn't start.
+        let record = rig.record().await;
+        assert_eq!((record.ending, record.stdout.text().as_ref()), (Ending::Exited(0), "well\n"));
+        rig.record().await;
+        rig.shell("never", "true", "");
+        executor.shutdown(Instant::now() + Duration::from_millis(100)).await;
+        let record = rig.record().await;
+        assert_eq!((record.hook.name.as_str(), record.ending), ("stays", Ending::Interrupted));
+        assert!(record.stderr.text().contains("Interrupted executing "), "{}", record.stderr.text());
+        assert!(rig.broker.subscriptions().is_empty());
+    });
+}
+
+/// An event calls for three hooks, there is room for one: the others are told as cut off and not forgotten.
+#[test]
+fn a_shutdown_tells_which_hooks_did_not_run() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        for name in ["a", "b", "c"] {
+            rig.script(
+                &format!("{name}.sh"),
+                &format!("#!/bin/sh\ntouch {}; sleep 1000\n", rig.path(&format!("{name}.up")).display()),
+            );
+            rig.template(name, &format!("NAME = {name}\nTYPE = event\nPREFIX = \"test all \"\nCOMMAND = {name}.sh"));
+        }
+        let executor = rig.start_with(|options| options.concurrency = 1);
+        rig.fire("all").await;
+        rig.fire("all").await;
+        wait("a", || rig.read("a.up")).await;
+        executor.shutdown(Instant::now()).await;
+        let mut told = Vec::new();
+        while let Some(record) = rig.try_record() {
+            told.push(format!(
+                "{} {:?} {}",
+                record.hook.name,
+                record.ending,
+                record.stderr.text().starts_with("Not started")
+            ));
+        }
+        told.sort();
+        assert_eq!(told, ["a Interrupted false", "b Interrupted true", "c Interrupted true"]);
+        assert!(rig.read("b.up").is_err());
+    });
+}
+
+/// Without a shutdown everything is killed, and nobody is left (`support::alone` looks).
+#[test]
+fn a_dropped_executor_leaves_nothing() {
+    alone(|| async {
+        let rig = Rig::new();
+        rig.shell("stays", "trap '' TERM; sleep 1000 & echo $! > child; while :; do sleep 1000; done", "");
+        let executor = rig.start();
+        rig.fire("stays").await;
+        let child = rig.pid("child").await;
+        drop(executor);
+        wait("the child to be gone", || if is_alive(child) { Err("it lives".into()) } else { Ok(()) }).await;
+    });
+}
+
+/// The runtime is shut down under the executor, as when a program returns from `main`.
+#[test]
+fn the_end_of_the_runtime_leaves_nothing() {
+    alone(|| async {
+        let rig = Rig::new();
+        rig.shell("stays", "trap '' TERM; echo $$ > up; while :; do sleep 1000; done", "");
+        let executor = rig.start();
+        rig.fire("stays").await;
+        rig.pid("up").await;
+        tokio::spawn(async move {
+            let _executor = executor;
+            std::future::pending::<()>().await;
+        });
+    });
+}
+
+#[test]
+fn a_broker_that_is_closed_ends_it() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.shell("runs", "touch up; while [ ! -f go ]; do sleep 0.01; done", "");
+        let executor = rig.start();
+        rig.fire("runs").await;
+        wait("up", || rig.read("up")).await;
+        let broker: &Broker = &rig.broker;
+        broker.close();
+        std::fs::write(rig.path("go"), "").expect("written");
+        assert_eq!(rig.record().await.ending, Ending::Exited(0));
+        executor.shutdown(soon()).await;
+    });
+}
+
+/// An event of some megabytes is looked at on another thread; what comes of it is the same.
+#[test]
+fn large_events_are_as_others() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.script("count.sh", "#!/bin/sh\nwc -c\n");
+        rig.template(
+            "large",
+            "NAME = large\nTYPE = state\nRESOURCE = VM\nON = DONE\nCOMMAND = count.sh\nARGUMENTS = $TEMPLATE\nARGUMENTS_STDIN = yes",
+        );
+        let executor = rig.start();
+        let template = format!("<TEMPLATE><A>{}</A></TEMPLATE>", "x".repeat(3 << 20));
+        rig.broker.publish(vm_state(7, "DONE", "LCM_INIT", &template)).await.expect("published");
+        let element =
+            format!("<VM>\n  <ID>7</ID>\n  <TEMPLATE>\n    <A>{}</A>\n  </TEMPLATE>\n</VM>", "x".repeat(3 << 20));
+        assert_eq!(rig.record().await.stdout.text().trim(), (element.len().div_ceil(3) * 4).to_string());
+        executor.shutdown(soon()).await;
+    });
+}
