@@ -11,6 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::hm::args::{HmArgs, Words};
 use crate::log::Format;
+use crate::one::OneCommand;
 use crate::publish::PublishArgs;
 use crate::status::StatusArgs;
 use crate::tail::TailArgs;
@@ -72,6 +73,9 @@ enum Command {
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Make hookbus OpenNebula's hook driver, or take that back
+    #[command(subcommand)]
+    One(OneCommand),
     /// Print a completion script for a shell
     ///
     /// For bash, put it where your system looks for them:
@@ -126,6 +130,8 @@ pub(crate) enum Invocation {
     Status(GlobalArgs, StatusArgs),
     /// Look at the configuration.
     Config(GlobalArgs, ConfigCommand),
+    /// Change OpenNebula's configuration.
+    One(OneCommand),
     /// Print this completion script.
     Completions(Vec<u8>),
 }
@@ -152,6 +158,7 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Invocation, clap::Error> {
         Command::Publish(args) => Invocation::Publish(cli.global, args),
         Command::Status(args) => Invocation::Status(cli.global, args),
         Command::Config(command) => Invocation::Config(cli.global, command),
+        Command::One(command) => Invocation::One(command),
         Command::Completions { shell } => Invocation::Completions(completions(shell)),
     })
 }

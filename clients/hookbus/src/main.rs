@@ -11,6 +11,7 @@ mod demo;
 mod forward;
 mod hm;
 mod log;
+mod one;
 mod process;
 mod publish;
 mod serve;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Status(global, args)) => status::run(&global, &args),
         Ok(Invocation::Config(global, ConfigCommand::Check)) => config::command::check(global.config.as_deref()),
         Ok(Invocation::Config(global, ConfigCommand::Show)) => config::command::show(global.config.as_deref()),
+        Ok(Invocation::One(command)) => one::run(&command),
         Ok(Invocation::Completions(script)) => config::command::printed(&script, 0),
         Err(e) => {
             // A closed pipe behind --help is no failure.

@@ -103,12 +103,12 @@ impl<'t> Reader<'t> {
                 }
                 Err(e) => {
                     // In a list of values it is one of them that is wrong: each is tried alone.
-                    let elements = value.get_ref().as_array().into_iter().flatten();
+                    let mut elements = value.get_ref().as_array().into_iter().flatten();
                     let alone = |element: &&Spanned<DeValue<'t>>| {
                         let list = DeValue::Array([(*element).clone()].into_iter().collect());
                         T::deserialize(of_entries([(key.clone(), Spanned::new(value.span(), list))])).is_err()
                     };
-                    let place = elements.filter(alone).next().map_or(value.span(), Spanned::span);
+                    let place = elements.find(alone).map_or(value.span(), Spanned::span);
                     let what = format!("{shown}{name}: {}", e.message().replace('\n', ", "));
                     self.tell(Severity::Error, Some(place.start), what);
                 }
