@@ -49,7 +49,7 @@ impl Metrics {
     }
 }
 
-/// Writes a counter with these labelled values; the encoder adds `_total` to the name.
+/// Writes a counter with these labelled values, or one without labels; the encoder adds `_total` to the name.
 ///
 /// # Errors
 /// Those of the encoder.
@@ -61,12 +61,16 @@ pub fn encode_counter<'l>(
 ) -> fmt::Result {
     let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
     for (labels, value) in values {
-        ConstCounter::new(value).encode(metric.encode_family(&labels)?)?;
+        let value = ConstCounter::new(value);
+        if labels.is_empty() {
+            return value.encode(metric);
+        }
+        value.encode(metric.encode_family(&labels)?)?;
     }
     Ok(())
 }
 
-/// Writes a gauge with these labelled values.
+/// Writes a gauge with these labelled values, or one without labels.
 ///
 /// # Errors
 /// Those of the encoder.
@@ -78,7 +82,11 @@ pub fn encode_gauge<'l>(
 ) -> fmt::Result {
     let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for (labels, value) in values {
-        ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
+        let value = ConstGauge::new(value);
+        if labels.is_empty() {
+            return value.encode(metric);
+        }
+        value.encode(metric.encode_family(&labels)?)?;
     }
     Ok(())
 }

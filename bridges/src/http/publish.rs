@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::body;
 use super::problem::Problem;
-use super::routes::Shared;
+use super::routes::{Shared, json_line};
 use crate::cloudevents::{self, DecodeError, Incoming};
 
 /// How long a publish waits for a subscriber that blocks and is full.
@@ -66,7 +66,7 @@ pub(crate) async fn publish(
             json!({ "accepted": accepted.len(), "events": accepted })
         }
     };
-    Ok((StatusCode::ACCEPTED, axum::Json(told)).into_response())
+    Ok((StatusCode::ACCEPTED, json_line(&told)).into_response())
 }
 
 /// Publishes one event, by the deadline or not at all.

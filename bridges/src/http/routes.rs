@@ -11,7 +11,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Extension, Json, Router};
+use axum::{Extension, Router};
 use hookbus_broker::{Broker, SubscriptionHandle};
 use parking_lot::Mutex;
 
@@ -199,7 +199,12 @@ async fn wrong_method(request: Request<Body>) -> Problem {
 }
 
 async fn status(State(shared): State<Arc<Shared>>) -> Response {
-    Json(shared.daemon.status()).into_response()
+    json_line(&shared.daemon.status())
+}
+
+/// An object on a line of its own, for those who look at it in a terminal.
+pub(crate) fn json_line(value: &serde_json::Value) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], format!("{value}\n")).into_response()
 }
 
 async fn alive() -> &'static str {

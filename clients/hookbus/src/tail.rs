@@ -201,7 +201,8 @@ impl Screen {
 /// One readable line of an event.
 fn pretty(event: &Value) -> String {
     let text = |name: &str| event[name].as_str().unwrap_or_default();
-    let time = clock(text("time"));
+    // An event from elsewhere may have none, and was taken in at another time.
+    let time = clock(if event["time"].is_string() { text("time") } else { text("recordedtime") });
     let (subject, outcome, style) = match (text("type"), &event["data"]) {
         ("org.opennebula.api", data) => api(data, text("subject")),
         ("org.hookbus.hook", data) => hook(data, text("subject")),
@@ -255,7 +256,7 @@ fn reason(data: &Value) -> String {
 
 fn hook(data: &Value, subject: &str) -> (String, String, Style) {
     let name = subject.strip_prefix("hook/").unwrap_or(subject);
-    let success = data["success"].as_bool().unwrap_or_else(|| data["code"] == 0);
+    let success = data["result"] == "success";
     let first_line = |name: &str| {
         let text = data[name].as_str().unwrap_or_default();
         text.lines().find(|line| !line.trim().is_empty()).map_or_else(String::new, |line| format!(": {line}"))
@@ -310,7 +311,7 @@ mod tests {
             json!({"time": time, "type": "org.hookbus.custom", "hookbuskey": "backup/done ", "data": {"size": 3}});
         assert_eq!(line(&hand), format!("{:<30}  {{\"size\":3}}", "backup/done"));
         let hook = json!({"time": time, "type": "org.hookbus.hook", "subject": "hook/mail", "data": {
-            "code": 3, "stderr": "\n\u{1b}[31mno route\n"}});
+            "result": "failure", "code": 3, "stderr": "\n\u{1b}[31mno route\n"}});
         assert_eq!(line(&hook), format!("{:<30}  failed, code 3:  [31mno route", "hook mail"));
         assert!(line(&json!({"hookbusdropped": 2})).ends_with("(some before it were dropped)"));
     }

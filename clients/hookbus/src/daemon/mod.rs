@@ -102,7 +102,7 @@ impl Daemon {
         let queue = ResultQueue::default();
         let forwarded = Forwarded::new(broker.clone(), queue.clone(), config.limits.line_bytes.bytes());
         let results = results.unwrap_or(Results::Forwarder(queue));
-        let ports = config.zeromq.enabled.then(|| Ports::serve(&config, &broker, results));
+        let ports = config.zeromq.enabled.then(|| Ports::serve(&config, &broker, results, role == Role::Hm));
         let parts = Parts { ports: ports.as_ref().map(Ports::states), ..Parts::default() };
         let state = State {
             role,

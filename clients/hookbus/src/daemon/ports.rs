@@ -75,14 +75,21 @@ impl Results {
 pub(crate) const PORT_NAMES: [&str; 2] = ["publisher port", "logger port"];
 
 impl Ports {
-    /// Serves both ports from now on.
-    pub(crate) fn serve(config: &Config, broker: &Broker, results: Results) -> Self {
+    /// Serves both ports from now on. A port that can't be had is tried again for ever, for `hm`, or else
+    /// [`Failed`](PortState::Failed) for good.
+    pub(crate) fn serve(config: &Config, broker: &Broker, results: Results, persistent: bool) -> Self {
         let (stop, stopped) = watch::channel(None);
         let [(publisher, publisher_state), (logger, logger_state)] =
             [watch::channel(PortState::Starting), watch::channel(PortState::Starting)];
         Ports {
-            publisher: tokio::spawn(serve_publisher(config.clone(), broker.clone(), publisher, stopped.clone())),
-            logger: tokio::spawn(serve_logger(config.clone(), results, logger, stopped)),
+            publisher: tokio::spawn(serve_publisher(
+                config.clone(),
+                broker.clone(),
+                persistent,
+                publisher,
+                stopped.clone(),
+            )),
+            logger: tokio::spawn(serve_logger(config.clone(), results, persistent, logger, stopped)),
             states: [publisher_state, logger_state],
             stop,
         }
@@ -107,6 +114,7 @@ impl Ports {
 async fn serve_publisher(
     config: Config,
     broker: Broker,
+    persistent: bool,
     state: watch::Sender<PortState>,
     mut stopped: watch::Receiver<Option<Instant>>,
 ) {
@@ -120,7 +128,8 @@ async fn serve_publisher(
             .max_peers(limits.peers);
         Publisher::bind(broker.clone(), options)
     };
-    let Some(publisher) = bound(PORT_NAMES[0], &config.publisher, bind, &state, &mut stopped).await else { return };
+    let port = Port { name: PORT_NAMES[0], endpoint: &config.publisher, persistent, state: &state };
+    let Some(publisher) = port.bound(bind, &mut stopped).await else { return };
     state.send_replace(PortState::Listening(publisher.local_endpoint().clone()));
     let mut slow = SlowPeers::default();
     let deadline = loop {
@@ -196,6 +205,7 @@ impl SlowPeers {
 async fn serve_logger(
     config: Config,
     results: Results,
+    persistent: bool,
     state: watch::Sender<PortState>,
     mut stopped: watch::Receiver<Option<Instant>>,
 ) {
@@ -207,7 +217,8 @@ async fn serve_logger(
             LoggerOptions::new(endpoint).frame_limit_bytes(limits.logger_frame_bytes.bytes()).max_peers(limits.peers);
         Logger::bind(options, sender.clone())
     };
-    let Some(logger) = bound(PORT_NAMES[1], &zeromq.logger, bind, &state, &mut stopped).await else { return };
+    let port = Port { name: PORT_NAMES[1], endpoint: &zeromq.logger, persistent, state: &state };
+    let Some(logger) = port.bound(bind, &mut stopped).await else { return };
     state.send_replace(PortState::Listening(logger.local_endpoint().clone()));
     drop(sender);
     loop {
@@ -237,45 +248,60 @@ async fn report(request: Request, results: &Results, stopped: &mut watch::Receiv
     request.acknowledge();
 }
 
-/// Listens as soon as that can be had; nothing if the end comes first.
-async fn bound<T>(
-    name: &str,
-    endpoint: &Endpoint,
-    bind: impl Fn(Endpoint) -> io::Result<T>,
-    state: &watch::Sender<PortState>,
-    stopped: &mut watch::Receiver<Option<Instant>>,
-) -> Option<T> {
-    let mut pause = FIRST_PAUSE;
-    let mut told = String::new();
-    loop {
-        match resolved(endpoint).await.and_then(&bind) {
-            Ok(port) if told.is_empty() => {
-                tracing::info!("{name}: listens at {endpoint}");
-                return Some(port);
-            }
-            Ok(port) => {
-                tracing::info!(target: log::ONED, "{name}: listens at {endpoint} now");
-                return Some(port);
-            }
-            Err(e) => {
-                let reason = e.to_string();
-                if reason != told {
-                    state.send_replace(PortState::Failed(reason.clone()));
-                    tracing::error!(
-                        "{name}: cannot listen: {reason}; it is tried again until it works. Is another driver running, or is \
-                         the address wrong?"
-                    );
-                    told = reason;
+/// A port that is to be listened at.
+struct Port<'a> {
+    name: &'a str,
+    endpoint: &'a Endpoint,
+    /// Whether it is tried again.
+    persistent: bool,
+    state: &'a watch::Sender<PortState>,
+}
+
+impl Port<'_> {
+    /// Listens as soon as that can be had; nothing if the end comes first, or it can't be had and isn't tried again.
+    async fn bound<T>(
+        &self,
+        bind: impl Fn(Endpoint) -> io::Result<T>,
+        stopped: &mut watch::Receiver<Option<Instant>>,
+    ) -> Option<T> {
+        let Port { name, endpoint, .. } = self;
+        let mut pause = FIRST_PAUSE;
+        let mut told = String::new();
+        loop {
+            match resolved(endpoint).await.and_then(&bind) {
+                Ok(port) if told.is_empty() => {
+                    tracing::info!("{name}: listens at {endpoint}");
+                    return Some(port);
+                }
+                Ok(port) => {
+                    tracing::info!(target: log::ONED, "{name}: listens at {endpoint} now");
+                    return Some(port);
+                }
+                Err(e) => {
+                    let reason = e.to_string();
+                    if reason != told {
+                        self.state.send_replace(PortState::Failed(reason.clone()));
+                        if !self.persistent {
+                            // Its owner says so, and stops everything. The state is to be read until then.
+                            let _ = deadline(stopped).await;
+                            return None;
+                        }
+                        tracing::error!(
+                            "{name}: cannot listen: {reason}; it is tried again until it works. Is another driver running, or \
+                             is the address wrong?"
+                        );
+                        told = reason;
+                    }
                 }
             }
+            // Jitter, so that two that wait for each other don't do it in step.
+            let jitter = pause.mul_f64(0.5 + fastrand::f64());
+            tokio::select! {
+                () = tokio::time::sleep(jitter) => {}
+                _ = deadline(stopped) => return None,
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        // Jitter, so that two that wait for each other don't do it in step.
-        let jitter = pause.mul_f64(0.5 + fastrand::f64());
-        tokio::select! {
-            () = tokio::time::sleep(jitter) => {}
-            _ = deadline(stopped) => return None,
-        }
-        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
