@@ -22,6 +22,7 @@ mod netns;
 mod peer;
 pub mod ports;
 mod program;
+mod serve;
 mod tap;
 pub mod tools;
 
@@ -31,4 +32,5 @@ pub use hm::{Feed, Hm, HmOptions};
 pub use netns::NetworkNamespace;
 pub use peer::{Message, Peer, PeerOptions, assert_same};
 pub use program::{Launched, Launcher, Pipe, hookbus};
+pub use serve::{Answer, Followed, Follower, Home, Serve};
 pub use tap::Tap;

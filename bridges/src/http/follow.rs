@@ -208,7 +208,7 @@ impl Follower {
                     match std::mem::take(dropped) {
                         // In base64 the key is the one that this follower's prefixes match.
                         0 if *format != Format::Base64 => {
-                            text.put(shared.encodings.get(message.offset(), *format, || encode(None)))
+                            text.put(shared.encodings.get(message.offset(), *format, || encode(None)));
                         }
                         0 => text.put(encode(None)),
                         dropped => text.put(encode(Some(dropped))),

@@ -39,7 +39,7 @@ pub(crate) fn run(global: &GlobalArgs) -> ExitCode {
         Err(problems) => {
             for problem in problems {
                 // Where standard error is closed nobody wants to know.
-                let _ = anstream::eprintln!("error: {problem}");
+                anstream::eprintln!("error: {problem}");
             }
             return ExitCode::from(2);
         }

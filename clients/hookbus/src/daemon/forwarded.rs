@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -19,12 +19,16 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::ResultQueue;
 use crate::forward::{FromDaemon, FromDriver, PATH, PROTOCOL};
 
 /// When this much waits in the broker, what comes now will wait long; see [`LineReader::keep_apart`].
 const BACKLOG_BYTES: usize = 1 << 20;
+/// How long after the start drivers are let in: subscribers of a predecessor need a moment to connect again, and would miss what
+/// the driver has kept meanwhile.
+const HOLD: Duration = Duration::from_millis(300);
 /// How many lives of drivers are remembered. There is one driver at a time; a predecessor may say a last word.
 const MAX_SESSIONS: usize = 16;
 
@@ -39,6 +43,7 @@ struct Shared {
     broker: Broker,
     results: ResultQueue,
     max_line_bytes: usize,
+    started: Instant,
     sessions: Mutex<Sessions>,
     /// The number of the newest connection, which is the one that gets results.
     newest: watch::Sender<u64>,
@@ -75,6 +80,7 @@ impl Forwarded {
             broker,
             results,
             max_line_bytes,
+            started: Instant::now(),
             sessions: Mutex::default(),
             newest: watch::Sender::new(0),
             closing: watch::Sender::new(false),
@@ -109,6 +115,7 @@ async fn upgrade(State(forwarded): State<Forwarded>, request: Request) -> Respon
         return Problem::new(StatusCode::UPGRADE_REQUIRED, detail).into_response();
     }
     tokio::spawn(async move {
+        tokio::time::sleep_until(forwarded.shared.started + HOLD).await;
         match hyper::upgrade::on(request).await {
             Ok(upgraded) => forwarded.shared.serve(TokioIo::new(upgraded)).await,
             Err(e) => tracing::warn!("driver: its connection could not be switched: {e}"),
