@@ -150,8 +150,8 @@ fn no_more_than_may_run_at_once() {
 fn results_come_in_the_order_in_which_commands_end() {
     alone(|| async {
         let mut rig = Rig::new();
-        rig.shell("first", "while [ ! -f second.done ]; do sleep 0.01; done", "");
-        rig.shell("second", "trap 'touch second.done' EXIT; while [ ! -f third.done ]; do sleep 0.01; done", "");
+        rig.shell("first", "while [ ! -f go.1 ]; do sleep 0.01; done", "");
+        rig.shell("second", "while [ ! -f go.0 ]; do sleep 0.01; done", "");
         rig.shell("third", "exit 3", "");
         let mut results = rig.broker.subscribe(SubscribeOptions::new("results").prefix("HOOKBUS HOOK "));
         let executor = rig.start();
@@ -160,13 +160,13 @@ fn results_come_in_the_order_in_which_commands_end() {
         }
         let mut keys = Vec::new();
         let mut payloads = Vec::new();
-        for _ in 0..3 {
+        for i in 0..3 {
             let delivery = timeout(PATIENCE, results.recv()).await.expect("a result comes");
             let Some(Delivery::Message(message)) = delivery else { panic!("{delivery:?}") };
             keys.push(message.keys().map(|key| String::from_utf8_lossy(key).into_owned()).collect::<String>());
             payloads.push(serde_json::from_slice::<serde_json::Value>(message.payload()).expect("JSON"));
             // Only now may the next one end.
-            std::fs::write(rig.path("third.done"), "").expect("written");
+            std::fs::write(rig.path(&format!("go.{i}")), "").expect("written");
         }
         assert_eq!(
             keys,

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::future::Future;
+use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use hookbus_bridges::PAYLOAD_BASE64;
+use hookbus_bridges::opennebula::{Input, Parser};
 use hookbus_broker::{Broker, Message};
 use hookbus_hem::{Executor, ExecutorOptions, HookSet, Record, Recorder};
 use parking_lot::Mutex;
@@ -211,6 +213,28 @@ impl Rig {
     pub(crate) fn try_record(&mut self) -> Option<Arc<Record>> {
         self.records.try_recv().ok()
     }
+}
+
+/// A recorded file.
+pub(crate) fn fixture(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/opennebula").join(name);
+    let file = fs::File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut bytes = Vec::new();
+    ruzstd::decoding::StreamingDecoder::new(file).unwrap().read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+/// All events that a real oned told its driver, in its order.
+pub(crate) fn recorded_events() -> Vec<Message> {
+    let mut parser = Parser::new();
+    let lines = fixture("oned-to-driver.txt.zst");
+    let lines = lines.split(|&byte| byte == b'\n').filter(|line| line.starts_with(b"EXECUTE "));
+    lines
+        .map(|line| match parser.line(line.to_vec().into()) {
+            Ok(Input::Message { message, .. }) => message,
+            other => panic!("{other:?}"),
+        })
+        .collect()
 }
 
 /// An event as it comes from oned, with the keys that it has on the bus.
