@@ -101,3 +101,68 @@ fn read(path: &Path) -> io::Result<String> {
         ))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "TYPE = api\nCALL = one.vm.action\nCOMMAND = x\n";
+
+    /// Loads a directory; the problems without its path.
+    fn loaded(directory: &Path) -> (Vec<String>, Vec<String>) {
+        let loaded = load(directory);
+        let start = format!("{}/", directory.display());
+        (
+            loaded.hooks.iter().map(|hook| hook.name.clone()).collect(),
+            loaded.problems.iter().map(|problem| problem.to_string().replace(&start, "")).collect(),
+        )
+    }
+
+    #[test]
+    fn the_good_ones_are_loaded_and_the_others_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &[u8]| fs::write(directory.path().join(name), text).unwrap();
+        let hook = |name: &str| format!("NAME = {name}\n{GOOD}").into_bytes();
+        write("c.tmpl", &hook("c"));
+        write("a.tmpl", &hook("a"));
+        write("b.tmpl", b"NAME = b\nTYPE = api\nCALL one.vm.action\n");
+        write("d.tmpl", &hook("a"));
+        write("e.tmpl", b"NAME = e\nCOMMAND = \xFF\n");
+        write("f.tmpl", &vec![b'#'; MAX_TEMPLATE_BYTES + 1]);
+        write("g.txt", b"no template");
+        write(".#h.tmpl", b"what an editor leaves behind");
+        fs::create_dir(directory.path().join("i.tmpl")).unwrap();
+        std::os::unix::fs::symlink(directory.path().join("g.txt"), directory.path().join("j.tmpl")).unwrap();
+        std::os::unix::fs::symlink("/no/such/file", directory.path().join("k.tmpl")).unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::write(elsewhere.path().join("l"), hook("l")).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path().join("l"), directory.path().join("l.tmpl")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, directory.path().join("m.tmpl"), rustix::fs::Mode::RWXU).unwrap();
+        let (hooks, problems) = loaded(directory.path());
+        assert_eq!(hooks, ["a", "c", "l"]);
+        let expected = [
+            "b.tmpl:3:6: expected `=` after \"CALL\"",
+            "d.tmpl: NAME = a is taken by a.tmpl; this hook is not loaded",
+            "e.tmpl: cannot read the template: it is not UTF-8 (byte 20)",
+            "f.tmpl: cannot read the template: it is larger than 1048576 bytes",
+            "i.tmpl: cannot read the template: it is not a regular file",
+            "j.tmpl:1:4: expected `=` after \"no\"",
+            "k.tmpl: cannot read the template: No such file or directory",
+            "m.tmpl: cannot read the template: it is not a regular file",
+        ];
+        assert_eq!(problems.len(), expected.len(), "{problems:#?}");
+        for (problem, expected) in problems.iter().zip(expected) {
+            assert!(problem.starts_with(expected), "{problem}");
+        }
+        assert_eq!(load(directory.path()).errors(), expected.len());
+    }
+
+    #[test]
+    fn a_directory_that_is_missing_is_a_problem() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(load(directory.path()), Loaded::default());
+        let (hooks, problems) = loaded(&directory.path().join("missing"));
+        assert!(hooks.is_empty());
+        assert!(problems[0].contains("cannot read the directory of hooks: No such file or directory"), "{problems:?}");
+    }
+}

@@ -511,3 +511,152 @@ impl<'a> Reader<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hook's text, what it became, and what was said, a line for each problem.
+    fn load(template: &str) -> (Option<Hook>, String) {
+        let template = Template::parse(template).unwrap_or_else(|e| panic!("{e}"));
+        let (hook, problems) = Hook::from_template(&template, &Origin::File("/d/x.tmpl".into()));
+        let said = problems.iter().map(|problem| match problem.severity {
+            Severity::Error => format!("error {problem}\n"),
+            Severity::Warning => format!("warning {problem}\n"),
+        });
+        (hook, said.collect())
+    }
+
+    fn state(attributes: &str) -> (Option<Trigger>, String) {
+        let (hook, said) = load(&format!("NAME = x\nTYPE = state\nCOMMAND = y\n{attributes}"));
+        (hook.map(|hook| hook.trigger), said)
+    }
+
+    #[test]
+    fn all_that_is_missing_is_told_at_once() {
+        let (hook, said) = load("ARGUMENTS = $API");
+        assert_eq!(hook, None);
+        for expected in ["NAME is missing", "TYPE is missing", "COMMAND is missing"] {
+            assert!(said.contains(&format!("error /d/x.tmpl: {expected}")), "{said}");
+        }
+        let (hook, said) = load("NAME = \"\"\nTYPE = api\nCOMMAND = y\n");
+        assert_eq!(hook, None);
+        assert!(said.contains("error /d/x.tmpl:1:1: NAME is empty; write NAME = "), "{said}");
+        assert!(said.contains("error /d/x.tmpl: CALL is missing; write CALL = the API call"), "{said}");
+    }
+
+    #[test]
+    fn shortcuts_of_machines() {
+        for (on, expected) in [
+            ("PROLOG", "state VM/ACTIVE/PROLOG"),
+            ("running", "state VM/ACTIVE/RUNNING"),
+            ("SHUTDOWN", "state VM/ACTIVE/EPILOG"),
+            ("STOP", "state VM/STOPPED/LCM_INIT"),
+            ("DONE", "state VM/DONE/LCM_INIT"),
+            ("UNKNOWN", "state VM/ACTIVE/UNKNOWN"),
+            ("CUSTOM\nSTATE = hold\nLCM_STATE = lcm_init", "state VM/HOLD/LCM_INIT"),
+        ] {
+            let (trigger, said) = state(&format!("RESOURCE = VM\nON = {on}"));
+            assert_eq!((trigger.map(|t| t.to_string()).as_deref(), said.as_str()), (Some(expected), ""), "{on}");
+        }
+    }
+
+    #[test]
+    fn states_are_looked_at() {
+        for (attributes, loaded, expected) in [
+            ("RESOURCE = VM\nON = CUSTOM\nSTATE = ACTIVE", false, "error /d/x.tmpl: LCM_STATE is missing"),
+            ("RESOURCE = VM\nON = CUSTOM", false, "error /d/x.tmpl: STATE is missing"),
+            (
+                "RESOURCE = VM",
+                false,
+                "error /d/x.tmpl: STATE is missing; write STATE = the state, such as POWEROFF (or ON = ",
+            ),
+            ("RESOURCE = VM\nON = RUN", false, "error /d/x.tmpl:5:1: ON = RUN is unknown; it can be PROLOG, "),
+            ("RESOURCE = HOSTS\nSTATE = ERROR", false, "RESOURCE = HOSTS is unknown; it can be VM, HOST, IMAGE or NET"),
+            ("RESOURCE = HOST", false, "error /d/x.tmpl: STATE is missing"),
+            ("RESOURCE = VM\nSTATE = *\nLCM_STATE = RUNNING", false, "any state, and lists, come with a later version"),
+            ("RESOURCE = HOST\nSTATE = ERROR,OFFLINE", false, "any state, and lists, come with a later version"),
+            (
+                "RESOURCE = VM\nSTATE = ACTIV\nLCM_STATE = RUNNING",
+                true,
+                "warning /d/x.tmpl:5:1: STATE = ACTIV is no state of a VM that is known; did you mean ACTIVE?",
+            ),
+            ("RESOURCE = VM\nSTATE = ACTIVE\nLCM_STATE = RUNING", true, "did you mean RUNNING?"),
+            ("RESOURCE = NET\nSTATE = RUNNING", true, "did you mean one of INIT, READY, LOCK_CREATE"),
+            ("RESOURCE = IMAGE\nSTATE = READY\nON = CUSTOM", true, ""),
+            (
+                "RESOURCE = IMAGE\nSTATE = READY\nON = DONE\nLCM_STATE = BOOT",
+                true,
+                "warning /d/x.tmpl:6:1: ON = DONE is for RESOURCE = VM",
+            ),
+            (
+                "RESOURCE = VM\nON = RUNNING\nSTATE = POWEROFF",
+                true,
+                "STATE = POWEROFF has no effect: ON = RUNNING means ACTIVE",
+            ),
+        ] {
+            let (trigger, said) = state(attributes);
+            assert_eq!(trigger.is_some(), loaded, "{attributes}: {said}");
+            assert!(said.contains(expected) && said.is_empty() == expected.is_empty(), "{attributes}: {said}");
+        }
+    }
+
+    #[test]
+    fn prefixes_keep_their_blanks_and_leave_results_alone() {
+        let event = |prefix: &str| load(&format!("NAME = x\nTYPE = event\nCOMMAND = y\nPREFIX = {prefix}"));
+        let (hook, said) = event("\"app deploy \"");
+        assert_eq!((hook.unwrap().trigger, said.as_str()), (Trigger::Event { prefix: "app deploy ".into() }, ""));
+        for prefix in ["\"HOOKBUS HOOK x\"", "\"HOOKBUS HOOK \"", "HOOKBUS", "H", "\"\""] {
+            assert_eq!(event(prefix).0, None, "{prefix}");
+        }
+        assert!(event("HOOKBUS").1.contains("error /d/x.tmpl:4:1: PREFIX = \"HOOKBUS\" matches results of hooks"));
+        assert!(event("HOOKED").0.is_some());
+    }
+
+    #[test]
+    fn odd_values_and_strangers_are_told() {
+        for (attributes, loaded, expected) in [
+            ("TIMEOUT = 5\nARGUMENTS_STDIN = no\nREMOTE = no", true, ""),
+            ("TIMEOUT = soon", false, "error /d/x.tmpl:5:1: TIMEOUT = soon is no number of seconds"),
+            ("TIMEOUT = -1", false, "TIMEOUT = -1 is no number of seconds"),
+            ("REMOTE = YES", false, "error /d/x.tmpl:5:1: REMOTE = yes comes with a later version"),
+            ("REMOTE = maybe", true, "warning /d/x.tmpl:5:1: REMOTE = MAYBE counts as no"),
+            ("ARGUMENTS_STDIN = true", true, "ARGUMENTS_STDIN = true counts as yes here; OpenNebula takes it for no"),
+            ("ARGUMENTS_STDIN = 1", true, "ARGUMENTS_STDIN = 1 counts as no"),
+            ("ARGUMENTS = [ A = 1 ]", false, "error /d/x.tmpl:5:1: ARGUMENTS is a vector"),
+            ("RETRIES = 3", true, "RETRIES comes with a later version; here a failed run is not repeated"),
+            (
+                "RESULT = success",
+                true,
+                "RESULT comes with a later version; here the hook runs for calls that succeed and for calls that fail",
+            ),
+            (
+                "ARGUMENT = $API",
+                true,
+                "warning /d/x.tmpl:5:1: ARGUMENT is unknown and has no effect; did you mean ARGUMENTS?",
+            ),
+            ("TIMOUT = 3", true, "did you mean TIMEOUT?"),
+            ("DESCRIPTION = \"free text\"", true, ""),
+            ("ARGUMENTS = \"$TEMPLATE\"", true, "$TEMPLATE is empty in a hook of TYPE = api"),
+            ("ARGUMENTS = \"$ID\"", true, "$ID in ARGUMENTS comes with a later version"),
+        ] {
+            let (hook, said) = load(&format!("NAME = x\nTYPE = api\nCALL = one.vm.action\nCOMMAND = y\n{attributes}"));
+            assert_eq!(hook.is_some(), loaded, "{attributes}: {said}");
+            assert!(said.contains(expected) && said.is_empty() == expected.is_empty(), "{attributes}: {said}");
+        }
+        let (hook, said) = load("NAME = x\nTYPE = ganeti\nCOMMAND = y\nOPERATION = \"instance-*\"");
+        assert!(hook.is_none() && said.contains("TYPE = ganeti comes with a later version"), "{said}");
+        let long = "x".repeat(MAX_NAME_CHARS + 1);
+        assert!(load(&format!("NAME = {long}\nTYPE = api\nCALL = c\nCOMMAND = y")).1.contains("at most 128"));
+        let (hook, said) = load("NAME = x\nTYPE = api\nCALL = c\nCOMMAND = \"y\0\"");
+        assert!(hook.is_none() && said.contains("COMMAND has a NUL character"), "{said}");
+    }
+
+    #[test]
+    fn a_timeout_of_zero_is_none() {
+        let timeout = |value: &str| {
+            load(&format!("NAME = x\nTYPE = api\nCALL = c\nCOMMAND = y\nTIMEOUT = {value}")).0.unwrap().timeout
+        };
+        assert_eq!((timeout("0"), timeout("90"), timeout("")), (None, Some(Duration::from_secs(90)), None));
+    }
+}
