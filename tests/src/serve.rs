@@ -213,13 +213,7 @@ impl Home {
     ///
     /// # Errors
     /// When nobody listens, or the connection breaks.
-    pub fn request(
-        &self,
-        method: &str,
-        path: &str,
-        headers: &[(&str, &str)],
-        body: &[u8],
-    ) -> std::io::Result<Answer> {
+    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<Answer> {
         let mut stream = UnixStream::connect(self.socket())?;
         stream.set_read_timeout(Some(Deadline::usual().left()))?;
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");

@@ -11,6 +11,8 @@
 //! 6. SIGTERM or SIGINT: nothing more is taken in, hooks have [`HOOKS`] to end, ports and followers [`DRAIN`] to send what is queued;
 //!    exit 0. A second signal ends the waiting.
 
+use std::io;
+use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -33,6 +35,8 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 /// Runs the daemon until it is asked to end.
 pub(crate) fn run(global: &GlobalArgs) -> ExitCode {
     process::repair_signal_mask();
+    // It changes the environment, so it comes before any thread.
+    let activated = activated_unix_listener();
     let started = std::time::Instant::now();
     let (config, warnings) = match Reading::of_file(global.config.as_deref()).strict() {
         Ok(read) => read,
@@ -57,7 +61,7 @@ pub(crate) fn run(global: &GlobalArgs) -> ExitCode {
         }
     };
     let served = runtime.block_on(async {
-        let served = serve(config, &log).await;
+        let served = serve(config, activated, &log).await;
         if let Err(e) = &served {
             tracing::error!("{e}");
         }
@@ -72,7 +76,7 @@ pub(crate) fn run(global: &GlobalArgs) -> ExitCode {
     }
 }
 
-async fn serve(config: Config, log: &DaemonLog) -> Result<(), String> {
+async fn serve(config: Config, activated: io::Result<Option<UnixListener>>, log: &DaemonLog) -> Result<(), String> {
     let mut signals = Signals::unblock().map_err(|e| format!("serve: cannot handle signals: {e}"))?;
     let notifier = Notifier::from_environment();
     let defaults = default_state_dirs(|name| std::env::var_os(name));
@@ -82,8 +86,7 @@ async fn serve(config: Config, log: &DaemonLog) -> Result<(), String> {
         env!("CARGO_PKG_VERSION"),
         state_dir.path().display()
     );
-    let activated =
-        activated_unix_listener().map_err(|e| format!("serve: the socket from systemd can't be used: {e}"))?;
+    let activated = activated.map_err(|e| format!("serve: the socket from systemd can't be used: {e}"))?;
 
     let mut daemon = Daemon::start(Role::Serve, config, None);
     let bound = async {
