@@ -76,9 +76,9 @@ impl FromStr for FromDriver {
 }
 
 impl FromDaemon {
-    /// Reads a line without its LF; with it comes what is for oned.
+    /// Reads a line, whatever blanks end it; with it comes what is for oned.
     pub(crate) fn parse(line: &[u8]) -> Result<(Self, &[u8]), Strange> {
-        let mut words = line.splitn(3, |byte| *byte == b' ');
+        let mut words = line.trim_ascii_end().splitn(3, |byte| *byte == b' ');
         let mut word = || words.next().and_then(|word| std::str::from_utf8(word).ok()).ok_or(Strange);
         match word()? {
             ".WELCOME" => {
@@ -123,7 +123,7 @@ mod tests {
             assert_eq!(line.to_string().parse(), Ok(line));
         }
         for line in [FromDaemon::Welcome { log: u64::MAX, next: 1 }, FromDaemon::Taken(5)] {
-            assert_eq!(FromDaemon::parse(line.to_string().trim_end().as_bytes()), Ok((line, &b""[..])));
+            assert_eq!(FromDaemon::parse(line.to_string().as_bytes()), Ok((line, &b""[..])));
         }
         let result = format!("{}EXECUTE SUCCESS 3 0 QQ==", FromDaemon::Result(8));
         assert_eq!(FromDaemon::parse(result.as_bytes()), Ok((FromDaemon::Result(8), &b"EXECUTE SUCCESS 3 0 QQ=="[..])));

@@ -143,12 +143,13 @@ impl Shared {
         loop {
             let reason = match client.upgrade(PATH, PROTOCOL).await {
                 Ok(stream) => {
-                    let was_away = !std::mem::take(&mut told).is_empty();
-                    if was_away {
-                        tracing::info!(target: log::ONED, "forward: the daemon at {} answers now", self.socket.display());
-                    }
-                    pause = FIRST_PAUSE;
-                    match self.connection(stream, &oned).await {
+                    let welcomed = || {
+                        pause = FIRST_PAUSE;
+                        if !std::mem::take(&mut told).is_empty() {
+                            tracing::info!(target: log::ONED, "forward: the daemon at {} answers now", self.socket.display());
+                        }
+                    };
+                    match self.connection(stream, &oned, welcomed).await {
                         Ok(()) => "it hung up".to_owned(),
                         Err(e) => e.to_string(),
                     }
@@ -171,7 +172,12 @@ impl Shared {
         }
     }
 
-    async fn connection<S: AsyncRead + AsyncWrite>(&self, stream: S, oned: &Writer) -> io::Result<()> {
+    async fn connection<S: AsyncRead + AsyncWrite>(
+        &self,
+        stream: S,
+        oned: &Writer,
+        welcomed: impl FnOnce(),
+    ) -> io::Result<()> {
         let (mut reader, mut writer) = tokio::io::split(stream);
         let hello = FromDriver::Hello { session: self.session, next: self.state.lock().first };
         writer.write_all(hello.to_string().as_bytes()).await?;
@@ -187,6 +193,7 @@ impl Shared {
                 None => fill(&mut reader, &mut lines).await?,
             }
         };
+        welcomed();
         self.taken(next);
         let told = Notify::new();
         tokio::select! {
@@ -264,7 +271,8 @@ impl Shared {
             if !part.is_empty() && part.len() + line.len() > PART_BYTES {
                 return 0;
             }
-            part.extend_from_slice(line);
+            // The reader leaves a blank where the newline was.
+            part.extend_from_slice(line.trim_ascii_end());
             part.extend_from_slice(b"\n");
             *next += 1;
         }
