@@ -23,6 +23,10 @@ use std::process::{Command, Stdio};
 const SHELL_CHARACTERS: &[char] =
     &['*', '?', '{', '}', '[', ']', '<', '>', '(', ')', '~', '&', '|', '\\', '$', ';', '\'', '`', '"', '\n', '#'];
 
+/// What systemd tells the daemon about itself; a service that a hook starts would take it for its own.
+const SERVICE_VARIABLES: &[&str] =
+    &["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
 /// What is executed for one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CommandLine {
@@ -114,6 +118,9 @@ fn shell<A: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = A>) -> C
 
 fn prepare(command: &mut Command) {
     command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    for name in SERVICE_VARIABLES {
+        command.env_remove(name);
+    }
 }
 
 /// A base path as a shell reads it back.

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use hookbus_bridges::PAYLOAD_BASE64;
 use hookbus_bridges::opennebula::Parser;
-use hookbus_broker::{Delivery, Received, Subscription};
+use hookbus_broker::{Delivery, Gap, Received, Subscription};
 use parking_lot::RwLock;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
-use tokio::time::Duration;
+use tokio::time::{Duration, Instant, sleep_until};
 
 use crate::arguments::{Value, expand, want_value};
 use crate::command::CommandLine;
@@ -25,6 +25,9 @@ use crate::status::{Active, Counters};
 /// An event as large as this is looked at on another thread: decoding and parsing take longer than other tasks should wait.
 const LARGE_BYTES: usize = 128 << 10;
 
+/// How often losses are told while they go on.
+const TELL_LOSSES_EVERY: Duration = Duration::from_secs(10);
+
 /// What the task needs.
 pub(crate) struct Dispatcher {
     pub(crate) subscription: Subscription,
@@ -35,6 +38,7 @@ pub(crate) struct Dispatcher {
     /// A permit for each hook that may run.
     pub(crate) places: Arc<Semaphore>,
     pub(crate) reports: mpsc::Sender<Arc<Record>>,
+    pub(crate) losses: Losses,
     /// True: take no more events.
     pub(crate) stop_taking: watch::Receiver<bool>,
     /// True: end what runs.
@@ -58,18 +62,16 @@ impl Dispatcher {
         while let Some((place, delivery)) = self.next(&mut runs).await {
             match delivery {
                 Delivery::Message(message) => {
-                    let (event, hooks);
-                    (parser, event, hooks) = self.look_at(parser, message).await;
-                    self.start_all(&mut runs, place, &Arc::new(event), hooks).await;
+                    let looked;
+                    (parser, looked) = self.look_at(parser, message).await;
+                    if let Some((event, hooks)) = looked {
+                        self.start_all(&mut runs, place, &Arc::new(event), hooks).await;
+                    }
                 }
-                Delivery::Gap(gap) => tracing::error!(
-                    events = gap.count,
-                    first = gap.first.get(),
-                    last = gap.last.get(),
-                    "hooks: events were dropped because too many waited; no hook ran for them. Raise [hooks] concurrency, or its hwm"
-                ),
+                Delivery::Gap(gap) => self.losses.add(gap),
             }
         }
+        self.losses.tell();
         let waiting = self.subscription.handle().stats().map_or(0, |stats| stats.queued);
         if waiting > 0 {
             tracing::warn!(events = waiting, "hooks: events still waited; no hook runs for them");
@@ -89,29 +91,28 @@ impl Dispatcher {
                 biased;
                 _ = self.stop_taking.wait_for(|stop| *stop) => return None,
                 Some(run) = runs.join_next(), if !runs.is_empty() => check(run),
+                () = self.losses.due() => self.losses.tell(),
                 delivery = self.subscription.recv() => return delivery.map(|delivery| (place, delivery)),
             }
         }
     }
 
     /// Which hooks a message makes run, and what they get of it.
-    async fn look_at(&self, mut parser: Parser, message: Received) -> (Parser, Event, Vec<Called>) {
+    async fn look_at(&self, mut parser: Parser, message: Received) -> (Parser, Option<(Event, Vec<Called>)>) {
         let active = Arc::clone(&self.active.read());
         if message.payload().len() < LARGE_BYTES {
-            let (event, hooks) = look(&mut parser, &message, &active);
-            return (parser, event, hooks);
+            let looked = look(&mut parser, &message, &active);
+            return (parser, Some(looked));
         }
+        let id = message.id();
         let looked = spawn_blocking(move || {
-            let (event, hooks) = look(&mut parser, &message, &active);
-            (parser, event, hooks)
+            let looked = look(&mut parser, &message, &active);
+            (parser, Some(looked))
         });
-        match looked.await {
-            Ok(looked) => looked,
-            Err(e) => {
-                // Only a panic can end it, or the end of the runtime.
-                std::panic::resume_unwind(e.try_into_panic().unwrap_or_else(|e| Box::new(e)))
-            }
-        }
+        looked.await.unwrap_or_else(|e| {
+            tracing::error!(event = %id, "hooks: an event could not be read: {e}; no hook runs for it");
+            (Parser::new(), None)
+        })
     }
 
     async fn start_all(
@@ -144,6 +145,42 @@ impl Dispatcher {
                 check(run);
             }
         }
+    }
+}
+
+/// What was lost at the high-water mark: told at once, and then in sums, since under pressure there is a gap before every event.
+#[derive(Debug, Default)]
+pub(crate) struct Losses {
+    untold: Option<Gap>,
+    told: Option<Instant>,
+}
+
+impl Losses {
+    fn add(&mut self, gap: Gap) {
+        let before = self.untold.unwrap_or(Gap { count: 0, ..gap });
+        self.untold = Some(Gap { first: before.first, last: gap.last, count: before.count + gap.count });
+        if self.told.is_none_or(|told| told.elapsed() >= TELL_LOSSES_EVERY) {
+            self.tell();
+        }
+    }
+
+    /// Completes when there is something to tell and time to tell it.
+    async fn due(&self) {
+        match (self.untold, self.told) {
+            (Some(_), Some(told)) => sleep_until(told + TELL_LOSSES_EVERY).await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    fn tell(&mut self) {
+        let Some(gap) = self.untold.take() else { return };
+        self.told = Some(Instant::now());
+        tracing::error!(
+            events = gap.count,
+            first = gap.first.get(),
+            last = gap.last.get(),
+            "hooks: events were dropped because too many waited; no hook ran for them. Shorten hooks, or raise [hooks] concurrency"
+        );
     }
 }
 

@@ -30,7 +30,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use crate::dispatch::Dispatcher;
+use crate::dispatch::{Dispatcher, Losses};
 use crate::record::Recorder;
 use crate::report::report;
 use crate::set::HookSet;
@@ -129,6 +129,7 @@ impl Executor {
             options: Arc::new(options),
             places: Arc::new(Semaphore::new(concurrency)),
             reports,
+            losses: Losses::default(),
             stop_taking: stop_taking_receiver,
             stop_running: stop_running_receiver,
         };

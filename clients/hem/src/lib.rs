@@ -1,4 +1,52 @@
-//! Executes hooks: commands that run when an event of a broker matches.
+//! Executes hooks: commands that run when an event of a [`hookbus_broker::Broker`] matches.
+//!
+//! The hooks are OpenNebula's: templates with NAME, TYPE, COMMAND and ARGUMENTS, whose meaning, down to the bytes that a command gets,
+//! is that of OpenNebula's own executor. Where that one is broken, this one is right; `docs/hooks.md` lists each difference with
+//! its reason.
+//!
+//! The executor is one subscriber among many. It knows the broker and OpenNebula's events, and neither ZeroMQ nor HTTP: whoever owns the
+//! broker decides where events come from.
+//!
+//! ```
+//! use hookbus_broker::{Broker, Delivery, Message, SubscribeOptions};
+//! use hookbus_hem::{Executor, ExecutorOptions, Hook, HookSet, Origin};
+//! use hookbus_hem::template::Template;
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! let template = Template::parse("NAME = greet\nTYPE = event\nPREFIX = \"app \"\nCOMMAND = /bin/echo\nARGUMENTS = hello")?;
+//! let (hook, problems) = Hook::from_template(&template, &Origin::Program);
+//! assert!(problems.is_empty());
+//!
+//! let broker = Broker::default();
+//! let mut results = broker.subscribe(SubscribeOptions::new("results").prefix("HOOKBUS HOOK greet/success"));
+//! let executor = Executor::start(&broker, HookSet::new(hook), ExecutorOptions::default());
+//! broker.publish(Message::new("app started", "")).await?;
+//!
+//! let Some(Delivery::Message(result)) = results.recv().await else { panic!("there is room for one") };
+//! let result: serde_json::Value = serde_json::from_slice(result.payload())?;
+//! assert_eq!(result["stdout"], "hello\n");
+//! executor.shutdown(tokio::time::Instant::now()).await;
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! # }).unwrap();
+//! ```
+//!
+//! # The way of an event
+//!
+//! | file | what is in it |
+//! | --- | --- |
+//! | `template.rs`, `hook.rs`, `states.rs` | what is written in a template; what it means; the names of states |
+//! | `directory.rs`, `problem.rs` | a directory of templates, and what is wrong with it |
+//! | `set.rs` | which hooks an event makes run |
+//! | `executor.rs` | start, reload, look at it, shut down; its header has the queues and the guarantees |
+//! | `dispatch.rs` | the task that takes events and starts hooks |
+//! | `arguments.rs`, `command.rs` | what a hook gets of an event; the command line |
+//! | `process.rs`, `output.rs` | the life of a command, and what it writes |
+//! | `record.rs`, `report.rs`, `status.rs` | what came of it; who is told; counters |
+//!
+//! # What comes later
+//!
+//! Hooks of oned and the binary `hookbus-hem`, a store and a log of executions ([`Recorder`] is its place), retries, and execution
+//! on other hosts.
 
 mod arguments;
 mod command;

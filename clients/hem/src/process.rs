@@ -35,7 +35,9 @@ use std::process::Child;
 use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, pidfd_send_signal, waitid,
+};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::unix::pipe;
@@ -91,20 +93,22 @@ pub(crate) async fn run(
 ) -> Finished {
     let started = SystemTime::now();
     let clock = Instant::now();
-    let mut life = match start(line.clone(), input, limits.output_max_bytes).await {
+    let deadline = limits.timeout.map(|timeout| clock + timeout);
+    let not_started = |ending, message: &str| {
+        let mut stderr = Output::default();
+        stderr.push_line(message);
+        let stdout = Output::default();
+        Finished { started, duration: clock.elapsed(), ending, left_behind: false, stdout, stderr }
+    };
+    // It may hang, on a disk of another machine. Who doesn't wait any more doesn't get it: it is killed as soon as it has begun.
+    let begun = tokio::select! {
+        begun = start(line.clone(), input, limits.output_max_bytes) => begun,
+        () = after(deadline) => return not_started(Ending::TimedOut, &timed_out(line)),
+        () = told(&mut stop) => return not_started(Ending::Interrupted, &interrupted(line)),
+    };
+    let mut life = match begun {
         Ok(life) => life,
-        Err(e) => {
-            let mut stderr = Output::default();
-            stderr.push_line(&line.start_error(&e));
-            return Finished {
-                started,
-                duration: clock.elapsed(),
-                ending: Ending::NotStarted,
-                left_behind: false,
-                stdout: Output::default(),
-                stderr,
-            };
-        }
+        Err(e) => return not_started(Ending::NotStarted, &line.start_error(&e)),
     };
 
     let Life { leader, streams } = &mut life;
@@ -112,7 +116,7 @@ pub(crate) async fn run(
         biased;
         () = ended(leader) => None,
         () = streams.pump_for_ever() => None,
-        () = after(limits.timeout.map(|timeout| clock + timeout)) => Some(Ending::TimedOut),
+        () = after(deadline) => Some(Ending::TimedOut),
         () = told(&mut stop) => Some(Ending::Interrupted),
     };
     streams.stdin.close();
@@ -133,8 +137,8 @@ pub(crate) async fn run(
     leader.into_inner().reap();
     let (stdout, mut stderr) = streams.finish();
     match ending {
-        Ending::TimedOut => stderr.push_line(&format!("Timeout executing {}", shown(line.line()))),
-        Ending::Interrupted => stderr.push_line(&format!("Interrupted executing {}: hookbus ends", shown(line.line()))),
+        Ending::TimedOut => stderr.push_line(&timed_out(line)),
+        Ending::Interrupted => stderr.push_line(&interrupted(line)),
         _ => {}
     }
     Finished { started, duration: clock.elapsed(), ending, left_behind, stdout, stderr }
@@ -151,6 +155,15 @@ async fn after(moment: Option<Instant>) {
 /// Completes when `stop` is true, or when nobody can make it so any more.
 async fn told(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// The words of OpenNebula's executor.
+fn timed_out(line: &CommandLine) -> String {
+    format!("Timeout executing {}", shown(line.line()))
+}
+
+fn interrupted(line: &CommandLine) -> String {
+    format!("Interrupted executing {}: hookbus ends", shown(line.line()))
 }
 
 fn shown(line: &str) -> String {
@@ -215,7 +228,7 @@ impl Life {
                 break;
             }
         }
-        self.leader.get_ref().signal_group(Signal::KILL);
+        self.leader.get_ref().kill();
         let _ = timeout_at(Instant::now() + KILL_PATIENCE, ended(&self.leader)).await;
         // What is in the pipes by now; whoever still holds them writes for nobody.
         self.read_until(Instant::now() + GROUP_LOOK).await;
@@ -249,6 +262,12 @@ impl Leader {
     fn signal_group(&self, signal: Signal) {
         // It fails where nobody is left who may be signalled; a group of other users' processes (sudo) is out of reach.
         let _ = kill_process_group(self.pid, signal);
+    }
+
+    /// Kills the group, and the leader also where it has gone over to another group.
+    fn kill(&self) {
+        self.signal_group(Signal::KILL);
+        let _ = pidfd_send_signal(self.pidfd.as_fd(), Signal::KILL);
     }
 
     /// How it ended, if it has; it stays a zombie.
@@ -287,7 +306,7 @@ impl Leader {
 impl Drop for Leader {
     fn drop(&mut self) {
         if !self.reaped {
-            self.signal_group(Signal::KILL);
+            self.kill();
             self.reap_now();
         }
     }

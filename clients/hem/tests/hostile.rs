@@ -68,6 +68,22 @@ fn a_child_that_ignores_term_is_killed_when_its_parent_is_gone() {
     });
 }
 
+/// TERM goes to the group, which it has left; KILL finds it all the same.
+#[test]
+fn one_that_leaves_its_group_is_killed() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        let ruby = "#!/usr/bin/ruby\npid = fork { sleep 1000 }\nProcess.setpgid(pid, pid)\nProcess.setpgid(0, pid)\n\
+                    STDOUT.puts \"#{Process.getpgrp == pid}\"\nSTDOUT.flush\nbegin; sleep 1000; ensure; Process.kill(:KILL, pid); end";
+        rig.shell("leaves", "", "TIMEOUT = 2");
+        rig.script("leaves.sh", ruby);
+        let _executor = rig.start();
+        rig.fire("leaves").await;
+        let record = rig.record().await;
+        assert_eq!((record.ending, record.stdout.text().as_ref()), (Ending::TimedOut, "true\n"));
+    });
+}
+
 #[test]
 fn a_stopped_one_can_be_ended() {
     alone(|| async {

@@ -241,7 +241,7 @@ pub(crate) fn recorded_events() -> Vec<Message> {
 pub(crate) fn opennebula(keys: &[&str], xml: &str) -> Message {
     let payload = BASE64_STANDARD.encode(xml);
     let message = Message::new(keys[0], payload).with_tag(PAYLOAD_BASE64);
-    keys[1..].iter().fold(message, |message, key| message.with_key(key))
+    keys[1..].iter().fold(message, Message::with_key)
 }
 
 /// The event of an API call whose CALL_INFO holds `info`.
