@@ -429,12 +429,16 @@ fn requests_are_bounded() {
     let too_much = |text: String| {
         let error = decode(Some(BATCH), [], &text.into()).unwrap_err();
         assert!(matches!(error, DecodeError::TooMuch { .. }), "{error}");
+        assert_eq!(error.http_status(), 413);
     };
     too_much(format!("[{}]", vec!["{}"; MAX_BATCH_EVENTS + 1].join(",")));
     too_much(format!("[{}]", with(json!({"x": "y".repeat(70_000)}))));
     too_much(format!("[{}]", with(json!({"type": "y".repeat(60_000), "subject": "z".repeat(6_000)}))));
     let many: Vec<String> = (0..300).map(|n| format!("\"a{n}\":\"\"")).collect();
     let error = fault(decode(Some(STRUCTURED), [], &format!("{{{}}}", many.join(",")).into()));
+    assert!(error.contains("more than 256 attributes"), "{error}");
+    let names: Vec<String> = (0..300).map(|n| format!("ce-a{n}")).collect();
+    let error = fault(decode(None, names.iter().map(|name| (name.as_str(), &b""[..])), &Bytes::new()));
     assert!(error.contains("more than 256 attributes"), "{error}");
     // Data may be nested deeply.
     let deep = ["[".repeat(100_000), "]".repeat(100_000)].concat();

@@ -217,6 +217,15 @@ const PIECES: &[&[u8]] = &[
     b"<OBJ xmlns:a='u' a:x='1' a:x='2'>",
     b"<SERVICE_ID xmlns=''>3</SERVICE_ID>",
     b"<SERVICE_ID xmlns='' xmlns='urn:z'>4</SERVICE_ID>",
+    b"<!-- a\r\nb\rc -->",
+    b"<!---->",
+    b"<?pi  a\r\nb ?>",
+    b"<![CDATA[a]]]]><![CDATA[>b\r\n]]>",
+    b"<a b=\"&#10;&#9;&#13;\t\n\r\n'&quot;&gt;\" c='\"&apos;'/>",
+    b"<a \xC3\xA4='\xC3\xB6\xC3' b='\xC3\xB6'/>",
+    b"<p:a xmlns:p='u\"' xmlns:q='&quot;&apos;' q:b='1'><p:c/></p:a>",
+    b"&#xD;",
+    b"<VNET><ID>1</ID></VNET>",
 ];
 
 /// Breaks a document at a few places.

@@ -11,7 +11,7 @@ use super::json;
 use super::key::{is_attribute_char, percent_encode};
 
 /// More attributes than any event has.
-const MAX_ATTRIBUTES: usize = 256;
+pub(super) const MAX_ATTRIBUTES: usize = 256;
 
 /// The value of an attribute.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -23,7 +23,7 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use super::attributes::{Attributes, Members, Text, Value, check_name, check_value, read_value};
+use super::attributes::{Attributes, MAX_ATTRIBUTES, Members, Text, Value, check_name, check_value, read_value};
 use super::data::{is_json, parameter};
 use super::key::{decode_key, is_reserved};
 use super::{BATCH, OWN_ATTRIBUTES, STRUCTURED};
@@ -102,6 +102,18 @@ pub enum DecodeError {
         /// Of what.
         what: &'static str,
     },
+}
+
+impl DecodeError {
+    /// The status that a server answers with.
+    pub fn http_status(&self) -> u16 {
+        match self {
+            DecodeError::Json { .. } | DecodeError::Attribute { .. } => 400,
+            DecodeError::ReservedKey { .. } => 403,
+            DecodeError::TooMuch { .. } => 413,
+            DecodeError::MediaType(_) => 415,
+        }
+    }
 }
 
 struct Place(Option<usize>);
@@ -332,6 +344,9 @@ impl<'a> Event<'a> {
         check_name(&name).and_then(|()| check_value(&name, &value)).map_err(|fault| self.fault(&name, fault))?;
         if self.attributes.get(&name).is_some() {
             return Err(self.fault(&name, "is there twice; leave one out"));
+        }
+        if self.attributes.iter().count() == MAX_ATTRIBUTES {
+            return Err(DecodeError::TooMuch { index: self.index, limit: MAX_ATTRIBUTES, what: "attributes" });
         }
         self.bytes += name.len() + if let Value::String(text) = &value { text.len() } else { 0 };
         if self.bytes > MAX_ATTRIBUTES_BYTES {

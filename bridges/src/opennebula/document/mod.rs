@@ -12,7 +12,7 @@
 //!
 //! Memory is at most 12 times the document while it is kept (16 bytes for a node, and a document of nothing but broken tags
 //! has one for each 3 bytes of two nodes), and up to three times of that for a moment, while vectors grow. For what oned
-//! writes it is about twice the document. libxml2 takes 120 bytes a node.
+//! writes it is two to three times the document. libxml2 takes 120 bytes a node.
 //!
 //! # What is not the same
 //!
