@@ -4,7 +4,7 @@
 //!
 //! A group is signalled by number, and numbers are used again. So the first process of the group, the *leader*, is not reaped when it has
 //! ended: as a zombie it keeps its number, and so the group's, until the group has been dealt with. It is watched through a pidfd, asked
-//! with `waitid(WNOWAIT)`, and reaped last of all. No signal of ours can ever hit a stranger.
+//! with `waitid(WNOWAIT)`, and reaped last of all. No signal of ours can ever hit a stranger. (Linux 5.4 or later has all of this.)
 //!
 //! # How a command ends
 //!

@@ -110,6 +110,29 @@ fn a_command_finds_an_orderly_process() {
     blocked.thread_unblock().expect("unblocked");
 }
 
+/// A process that was started with SIGCHLD ignored, as by a shell after `trap '' CHLD`, has no zombies to ask for exit codes.
+#[test]
+fn exit_codes_are_known_where_sigchld_was_ignored() {
+    let test = std::env::current_exe().expect("there is one");
+    let trap = "trap '' CHLD; exec \"$0\" --ignored --exact inside_where_sigchld_was_ignored";
+    let output = std::process::Command::new("/bin/sh").args(["-c", trap]).arg(test).output().expect("run");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}");
+}
+
+#[test]
+#[ignore = "run by exit_codes_are_known_where_sigchld_was_ignored"]
+fn inside_where_sigchld_was_ignored() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.shell("three", "exit 3", "");
+        let executor = rig.start();
+        rig.fire("three").await;
+        assert_eq!(rig.record().await.ending, Ending::Exited(3));
+        executor.shutdown(soon()).await;
+    });
+}
+
 #[test]
 fn no_more_than_may_run_at_once() {
     alone(|| async {
