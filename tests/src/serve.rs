@@ -373,7 +373,7 @@ impl Follower {
     ///
     /// # Panics
     /// When none comes.
-    pub fn next(&mut self) -> Followed {
+    pub fn event(&mut self) -> Followed {
         loop {
             // Chunks of the transfer lie between the events; their sizes are on lines of their own.
             let block = self.until(b"\n\n");

@@ -129,7 +129,7 @@ fn a_reader_that_stalls_is_told_its_gap_in_its_place() {
     let dropped = loop {
         home.publish("load/x", &payload);
         published += 1;
-        assert_eq!(brisk.next().kind, "", "a neighbour loses nothing");
+        assert_eq!(brisk.event().kind, "", "a neighbour loses nothing");
         let status = home.status();
         let of_stalled = status["subscribers"].as_array().expect("a list").iter().find(|s| s["hwm"] == 10);
         let dropped = of_stalled.expect("it is listed")["dropped"].as_u64().expect("a number");
@@ -141,7 +141,7 @@ fn a_reader_that_stalls_is_told_its_gap_in_its_place() {
     let (mut received, mut lost, mut told) = (0, 0, 0);
     let mut last = 0;
     while received + lost < published {
-        let event = stalled.next();
+        let event = stalled.event();
         let id: u64 = event.id.parse().expect("an offset");
         assert!(id > last, "in order");
         if event.kind == "gap" {
@@ -157,7 +157,7 @@ fn a_reader_that_stalls_is_told_its_gap_in_its_place() {
     }
     assert!(lost >= dropped && received + lost == published, "{received} and {lost} of {published}");
     home.publish("load/y", b"");
-    told += stalled.next().data["hookbusdropped"].as_u64().unwrap_or(0);
+    told += stalled.event().data["hookbusdropped"].as_u64().unwrap_or(0);
     assert_eq!(told, lost, "and once more with the event behind the gap");
     serve.stop();
 }
@@ -197,7 +197,7 @@ fn a_thousand_followers_come_and_go_without_a_trace() {
         }
         for follower in &mut followers {
             for _ in 0..3 {
-                assert_eq!(follower.next().data["data"], "to all of you");
+                assert_eq!(follower.event().data["data"], "to all of you");
             }
         }
         drop(followers);
@@ -239,14 +239,14 @@ fn a_full_subscriber_that_blocks_makes_publishers_wait_and_then_nobody_has_the_e
     assert!(refused.head.contains("retry-after: 5"), "{}", refused.head);
     assert!(refused.text().contains("`hooks`"), "it names who is full: {}", refused.text());
     for _ in 0..accepted {
-        assert_eq!(follower.next().data["hookbuskey"], "slow/x");
+        assert_eq!(follower.event().data["hookbuskey"], "slow/x");
     }
     // What doesn't match the subscriber that is full isn't held up, and comes next: the refused event went to nobody.
     home.publish("other", b"");
     assert_eq!(home.status()["broker"]["published"].as_u64(), Some(accepted + 1));
     std::fs::write(gate, "").expect("a file");
     home.publish("slow/y", b"");
-    assert_eq!(follower.next().data["hookbuskey"], "slow/y");
+    assert_eq!(follower.event().data["hookbuskey"], "slow/y");
     serve.stop();
 }
 

@@ -98,7 +98,7 @@ fn a_full_disk_does_not_end_it() {
     let serve = home.ready(home.launcher().through(unshare).spawn());
     let mut follower = home.follow("");
     home.publish("disk/full", b"all the same");
-    assert_eq!(follower.next().data["data"], "all the same");
+    assert_eq!(follower.event().data["data"], "all the same");
     let pid = serve.program.pid();
     let lock = fs::read_to_string(format!("/proc/{pid}/root{}/lock", state.display())).expect("the lock file is there");
     assert_eq!(lock, "", "there was no room for the pid, and that is no reason to do without the lock");
@@ -131,7 +131,7 @@ fn on_sighup_hooks_are_read_again_and_a_broken_one_costs_only_itself() {
     }
     let mut subjects: Vec<String> = (0..3)
         .map(|_| {
-            let event = results.next();
+            let event = results.event();
             assert_eq!(event.data["data"]["result"], "success", "{event:?}");
             event.data["subject"].as_str().expect("a subject").to_owned()
         })
@@ -242,7 +242,7 @@ fn a_driver_beside_a_daemon_takes_over_when_that_one_has_ended() {
     // What oned says is seen by followers now, too.
     let mut follower = home.follow("prefix=EVENT+STATE+VM");
     hm.feed(&events::vm(7, "ACTIVE", "RUNNING", "").line);
-    assert_eq!(follower.next().data["subject"], "vm/7");
+    assert_eq!(follower.event().data["subject"], "vm/7");
     hm.finalize();
     assert!(!home.socket().exists());
 }
