@@ -7,7 +7,7 @@
 //! | `NAME` | what it is called; unique |
 //! | `TYPE` | `api`, `state`, or `event`, which only hookbus knows |
 //! | `COMMAND` | the program, below the hooks' base path unless it begins with `/` |
-//! | `ARGUMENTS` | its arguments; see [`arguments`](crate::arguments) |
+//! | `ARGUMENTS` | its arguments; the words `$API` and `$TEMPLATE` become base64 of the call, of the object |
 //! | `ARGUMENTS_STDIN` | `yes`: they go to its standard input |
 //! | `TIMEOUT` | seconds after which it is ended; 0 is never |
 //! | `CALL` | `api`: the call, such as `one.vm.allocate`. The hook runs whether it succeeded or failed |

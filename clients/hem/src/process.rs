@@ -43,7 +43,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::command::CommandLine;
 use crate::output::{Collector, Output};
@@ -115,17 +115,17 @@ pub(crate) async fn run(
     let cut_off = tokio::select! {
         biased;
         () = ended(leader) => None,
-        () = streams.pump_for_ever() => None,
         () = after(deadline) => Some(Ending::TimedOut),
         () = told(&mut stop) => Some(Ending::Interrupted),
+        // Last: a flood uses up what tokio lets a task do in one turn, and then a timer would not even look at the clock.
+        () = streams.pump_for_ever() => None,
     };
     streams.stdin.close();
     let mut left_behind = false;
     if cut_off.is_none() {
         tokio::select! {
             biased;
-            () = streams.pump() => {}
-            () = sleep(limits.linger) => left_behind = true,
+            closed = timeout(limits.linger, streams.pump()) => left_behind = closed.is_err(),
             () = told(&mut stop) => left_behind = true,
         }
     }
@@ -220,9 +220,11 @@ impl Life {
         loop {
             let look = (Instant::now() + GROUP_LOOK).min(deadline);
             self.read_until(look).await;
-            let ended = self.leader.get_ref().status().is_some();
-            if ended && self.streams.are_closed() && !lives(group).await {
-                return;
+            if self.leader.get_ref().status().is_some() && self.streams.are_closed() {
+                if !lives(group).await {
+                    return;
+                }
+                sleep_until(look).await;
             }
             if Instant::now() >= deadline {
                 break;

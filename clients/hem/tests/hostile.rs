@@ -192,6 +192,24 @@ fn a_gigabyte_on_each_output_is_read_and_not_kept() {
     });
 }
 
+/// Neither its TIMEOUT nor the linger is kept from the clock by output that never ends.
+#[test]
+fn floods_without_an_end_are_ended() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.shell("floods", "yes >&2 & yes", "TIMEOUT = 1");
+        rig.shell("leaves", "yes & yes >&2 & echo", "");
+        let _executor = rig.start();
+        rig.fire("floods").await;
+        let record = rig.record().await;
+        assert_eq!((record.ending, record.left_behind), (Ending::TimedOut, false));
+        assert!(record.stdout.cut_bytes > 0 && record.stderr.text().contains("\nTimeout executing "));
+        rig.fire("leaves").await;
+        let record = rig.record().await;
+        assert_eq!((record.ending, record.left_behind), (Ending::Exited(0), true));
+    });
+}
+
 #[test]
 fn one_that_dies_by_a_signal_says_so() {
     alone(|| async {
