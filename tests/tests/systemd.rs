@@ -102,7 +102,7 @@ fn systemd_is_told_how_the_daemon_is() {
     assert!(systemd.message(false).starts_with("READY=1\n"));
 
     serve.signal(Signal::TERM);
-    assert_eq!(systemd.message(false), "STOPPING=1\n");
+    assert!(systemd.message(false).starts_with("STOPPING=1\n"));
     assert!(serve.0.wait().expect("it ends").success());
 }
 
@@ -122,7 +122,7 @@ fn the_socket_that_systemd_listens_at_is_served_and_outlives_the_daemon() {
         healthy(&path).expect("the daemon answers at the socket");
         assert!(!systemd.path("own.sock").exists(), "it makes none of its own");
         serve.signal(Signal::TERM);
-        assert_eq!(systemd.message(false), "STOPPING=1\n");
+        assert!(systemd.message(false).starts_with("STOPPING=1\n"));
         assert!(serve.0.wait().expect("it ends").success());
         assert!(path.exists(), "the file is systemd's");
     }

@@ -59,7 +59,7 @@ impl Notifier {
 
     /// The daemon was asked to end and does so.
     pub(crate) fn stopping(&self) {
-        self.tell(&[NotifyState::Stopping]);
+        self.tell(&[NotifyState::Stopping, NotifyState::Status("ending: what runs and what is queued is finished")]);
     }
 
     /// Gives signs of life from a task of the runtime it is called in, until what it returns is dropped. Nothing where the
@@ -182,7 +182,6 @@ mod tests {
     fn says_everything() {
         let notifier = Notifier::from_environment();
         notifier.ready("serving\nWATCHDOG=1");
-        notifier.status("draining");
         notifier.reloading();
         notifier.stopping();
     }
@@ -193,11 +192,10 @@ mod tests {
         let (socket, path) = socket(directory.path());
         let child = child("says_everything").env("NOTIFY_SOCKET", &path).spawn().unwrap();
         assert_eq!(message(&socket), "READY=1\nSTATUS=serving\n");
-        assert_eq!(message(&socket), "STATUS=draining\n");
         let reloading = message(&socket);
         let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect("both in one message");
         assert!(time.trim_end().parse::<u64>().unwrap() > 0, "{reloading}");
-        assert_eq!(message(&socket), "STOPPING=1\n");
+        assert!(message(&socket).starts_with("STOPPING=1\nSTATUS=ending"));
         ended(child);
     }
 
@@ -218,7 +216,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(120)).await;
             drop(watchdog);
             tokio::task::yield_now().await;
-            notifier.status("over");
+            notifier.ready("over");
             tokio::time::sleep(Duration::from_millis(120)).await;
             // A runtime that is stuck gives no signs.
             let _stuck = notifier.watchdog();
@@ -233,13 +231,13 @@ mod tests {
         let (socket, path) = socket(directory.path());
         let mut command = child("lives_for_three_signs");
         let child = command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "20000").spawn().unwrap();
-        let mut messages = Vec::new();
-        while messages.last().is_none_or(|last| last != "STOPPING=1\n") {
+        let mut messages: Vec<String> = Vec::new();
+        while messages.last().is_none_or(|last| !last.starts_with("STOPPING=1\n")) {
             messages.push(message(&socket));
         }
-        let over = messages.iter().position(|message| message == "STATUS=over\n").expect("it is said");
+        let over = messages.iter().position(|message| message == "READY=1\nSTATUS=over\n").expect("it is said");
         assert!(over >= 2 && messages[..over].iter().all(|message| message == "WATCHDOG=1\n"), "{messages:?}");
-        assert_eq!(messages[over + 1..], ["STOPPING=1\n"], "none after the end, none while it is stuck");
+        assert_eq!(messages.len(), over + 2, "{messages:?}: none after the end, none while it is stuck");
         ended(child);
     }
 

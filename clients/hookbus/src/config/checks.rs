@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use hookbus_bridges::zeromq::Endpoint;
 
-use super::bridge::{BridgeConfig, BridgeKind};
+use super::bridge::{BridgeConfig, BridgeKind, EventFormat, MqttVersion};
 use super::read::Reader;
 use super::source::{SourceConfig, SourceKind};
 use super::{ByteSize, Config, Overflow, Url};
@@ -95,8 +95,8 @@ pub(super) fn bridge(bridge: &BridgeConfig, path: &str, reader: &mut Reader<'_>,
         }
         BridgeKind::Mqtt(mqtt) => {
             password(reader, path, &shown, url, mqtt.user.as_deref(), mqtt.password_file.as_ref());
-            if mqtt.version == super::MqttVersion::V311
-                && bridge.delivery.format == super::EventFormat::CloudeventsBinary
+            if mqtt.version == MqttVersion::V311
+                && bridge.delivery.format == EventFormat::CloudeventsBinary
                 && let Some(place) = reader.at(&format!("{path}.format"))
             {
                 let what =

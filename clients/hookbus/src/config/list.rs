@@ -39,30 +39,64 @@ impl<'de> Deserialize<'de> for Name {
     }
 }
 
-/// A type of table in a list: its name, the schemes of its URLs, and the keys that only it has.
-struct Type {
+/// A type of table in a list.
+struct Type<K> {
+    /// What stands in `type`.
     name: &'static str,
+    /// What its URLs may begin with.
     schemes: &'static [&'static str],
+    /// The keys that only it has.
     own: fn() -> &'static [&'static str],
+    /// Reads those.
+    kind: for<'t> fn(&mut Reader<'t>, &Item<'_, 't>) -> K,
 }
 
-const BRIDGES: [Type; 4] = [
-    Type { name: "nats", schemes: &["nats", "tls", "ws", "wss"], own: field_names::<NatsConfig> },
-    Type { name: "mqtt", schemes: &["mqtt", "mqtts"], own: field_names::<MqttConfig> },
-    Type { name: "amqp", schemes: &["amqp", "amqps"], own: field_names::<AmqpConfig> },
-    Type { name: "webhook", schemes: &["https", "http"], own: field_names::<WebhookConfig> },
+const BRIDGES: [Type<BridgeKind>; 4] = [
+    Type {
+        name: "nats",
+        schemes: &["nats", "tls", "ws", "wss"],
+        own: field_names::<NatsConfig>,
+        kind: |reader, item| BridgeKind::Nats(reader.own(item)),
+    },
+    Type {
+        name: "mqtt",
+        schemes: &["mqtt", "mqtts"],
+        own: field_names::<MqttConfig>,
+        kind: |reader, item| BridgeKind::Mqtt(reader.own(item)),
+    },
+    Type {
+        name: "amqp",
+        schemes: &["amqp", "amqps"],
+        own: field_names::<AmqpConfig>,
+        kind: |reader, item| BridgeKind::Amqp(reader.own(item)),
+    },
+    Type {
+        name: "webhook",
+        schemes: &["https", "http"],
+        own: field_names::<WebhookConfig>,
+        kind: |reader, item| BridgeKind::Webhook(reader.own(item)),
+    },
 ];
 
-const SOURCES: [Type; 2] = [
-    Type { name: "zeromq", schemes: &["tcp", "ipc"], own: field_names::<ZeromqSource> },
-    Type { name: "ganeti-jobs", schemes: &["https", "http"], own: field_names::<GanetiJobsSource> },
+const SOURCES: [Type<SourceKind>; 2] = [
+    Type {
+        name: "zeromq",
+        schemes: &["tcp", "ipc"],
+        own: field_names::<ZeromqSource>,
+        kind: |reader, item| SourceKind::Zeromq(reader.own(item)),
+    },
+    Type {
+        name: "ganeti-jobs",
+        schemes: &["https", "http"],
+        own: field_names::<GanetiJobsSource>,
+        kind: |reader, item| SourceKind::GanetiJobs(reader.own(item)),
+    },
 ];
 
 /// A table whose name, type and URL are right.
 struct Item<'a, 't> {
     name: String,
     url: Url,
-    r#type: &'static str,
     table: &'a DeTable<'t>,
     /// What it is called in [`Reader::at`].
     path: String,
@@ -74,13 +108,7 @@ impl<'t> Reader<'t> {
     /// `[[bridge]]`
     pub(super) fn bridges(&mut self, value: Spanned<DeValue<'t>>, max_bytes: ByteSize) -> Vec<BridgeConfig> {
         let common = [field_names::<Delivery>(), field_names::<TlsFiles>()].concat();
-        self.list("bridge", value, &BRIDGES, &common, |reader, item| {
-            let kind = match item.r#type {
-                "nats" => BridgeKind::Nats(reader.own(item)),
-                "mqtt" => BridgeKind::Mqtt(reader.own(item)),
-                "amqp" => BridgeKind::Amqp(reader.own(item)),
-                _ => BridgeKind::Webhook(reader.own(item)),
-            };
+        self.list("bridge", value, &BRIDGES, &common, |reader, item, kind| {
             let mut bridge = BridgeConfig {
                 name: item.name.clone(),
                 url: item.url.clone(),
@@ -104,23 +132,21 @@ impl<'t> Reader<'t> {
 
     /// `[[source]]`
     pub(super) fn sources(&mut self, value: Spanned<DeValue<'t>>) -> Vec<SourceConfig> {
-        self.list("source", value, &SOURCES, &[], |reader, item| {
-            let kind = match item.r#type {
-                "zeromq" => SourceKind::Zeromq(reader.own(item)),
-                _ => SourceKind::GanetiJobs(reader.own(item)),
-            };
+        self.list("source", value, &SOURCES, &[], |reader, item, kind| {
             let source = SourceConfig { name: item.name.clone(), url: item.url.clone(), kind };
             checks::source(&source, &item.path, reader).then_some(source)
         })
     }
 
-    fn list<T>(
+    /// The tables of a list. `common` are the keys that each type has besides its own; `entry` makes of a table and what only its
+    /// type has what is wanted of it, if it can be used.
+    fn list<K, T>(
         &mut self,
         list: &'static str,
         value: Spanned<DeValue<'t>>,
-        types: &[Type],
+        types: &[Type<K>],
         common: &[&'static str],
-        mut item: impl FnMut(&mut Self, &Item<'_, 't>) -> Option<T>,
+        entry: impl Fn(&mut Self, &Item<'_, 't>, K) -> Option<T>,
     ) -> Vec<T> {
         let start = value.span().start;
         let DeValue::Array(tables) = value.into_inner() else {
@@ -136,7 +162,7 @@ impl<'t> Reader<'t> {
                 continue;
             };
             let path = format!("{list}[{index}]");
-            let Some(found) = self.item(list, start, path, table, types, common) else { continue };
+            let Some((found, kind)) = self.item(list, start, path, table, types, common) else { continue };
             if names.contains(&found.name) {
                 let place = self.at(&format!("{}.name", found.path)).unwrap_or(start);
                 self.error(
@@ -151,45 +177,69 @@ impl<'t> Reader<'t> {
             );
             self.said(format!("{list} {}", found.name), start);
             names.push(found.name.clone());
-            items.extend(item(self, &found));
+            let kind = kind(self, &found);
+            items.extend(entry(self, &found, kind));
         }
         items
     }
 
-    /// Looks at the keys of a table, then at its name, type and URL.
-    fn item<'a>(
+    /// Looks at the keys of a table, and at its name, type and URL. Nothing if it is not clear what it is.
+    fn item<'a, K>(
         &mut self,
         list: &'static str,
         start: usize,
         path: String,
         table: &'a DeTable<'t>,
-        types: &[Type],
+        types: &[Type<K>],
         common: &[&'static str],
-    ) -> Option<Item<'a, 't>> {
-        let said = |key: &str| table.iter().find(|(name, _)| name.get_ref() == key);
+    ) -> Option<(Item<'a, 't>, for<'x> fn(&mut Reader<'x>, &Item<'_, 'x>) -> K)> {
+        let said = |key: &str| table.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value);
         // In a problem a table is called by its name, if it has one.
-        let called = said("name").and_then(|(_, value)| value.get_ref().as_str());
+        let called = said("name").and_then(|value| value.get_ref().as_str());
         let shown = called.map_or_else(|| list.to_owned(), |name| format!("{list} `{}`", name.escape_debug()));
         let head: Head = self.part(table, &path, &format!("{shown}: "));
-        let known_type = match (&head.r#type, said("type")) {
-            (Some(name), Some((_, value))) => {
-                let found = types.iter().find(|known| known.name == name);
-                if found.is_none() {
-                    self.error(value.span().start, format!("{shown}: {}", unknown_type(list, name, types)));
-                }
-                found
-            }
-            _ => None,
+        let this_type = types.iter().find(|known| Some(known.name) == head.r#type.as_deref());
+        self.unknown_keys(&shown, table, this_type, types, common);
+
+        let names = || types.iter().map(|known| known.name).collect::<Vec<_>>().join(", ");
+        if let (Some(name), None, Some(place)) = (&head.r#type, this_type, self.at(&format!("{path}.type"))) {
+            self.error(place, format!("{shown}: {}", unknown_type(list, name, types)));
+        }
+        if said("name").is_none() {
+            self.error(start, format!("{shown}: `name` is missing; logs and statistics call it by that"));
+        }
+        if said("type").is_none() {
+            self.error(start, format!("{shown}: `type` is missing; write one of {}", names()));
+        }
+        if said("url").is_none() {
+            self.error(start, format!("{shown}: `url` is missing; write where to connect to"));
+        }
+        let (Head { name: Some(Name(name)), url: Some(url), .. }, Some(this_type)) = (head, this_type) else {
+            return None;
         };
-        let head_keys = field_names::<Head>();
-        for (key, _) in table {
+        if !this_type.schemes.contains(&url.scheme()) {
+            let place = self.at(&format!("{path}.url")).unwrap_or(start);
+            let schemes: Vec<_> = this_type.schemes.iter().map(|scheme| format!("{scheme}://")).collect();
+            let what = format!("{shown}: a URL of type {} begins with {}", this_type.name, schemes.join(" or "));
+            self.error(place, what);
+            return None;
+        }
+        Some((Item { name, url, table, path, shown: format!("{shown}: ") }, this_type.kind))
+    }
+
+    fn unknown_keys<K>(
+        &mut self,
+        shown: &str,
+        table: &DeTable<'t>,
+        this_type: Option<&Type<K>>,
+        types: &[Type<K>],
+        common: &[&'static str],
+    ) {
+        let of_type: &[&str] = this_type.map_or(&[], |known| (known.own)());
+        let known = [field_names::<Head>(), common, of_type].concat();
+        for (key, _) in table.iter().filter(|(key, _)| !known.contains(&&**key.get_ref())) {
             let name = &**key.get_ref();
-            let of_type: &[&str] = known_type.map_or(&[], |known| (known.own)());
-            let known = || head_keys.iter().chain(common).chain(of_type).copied();
-            if known().any(|known| known == name) {
-                continue;
-            }
-            match (known_type, types.iter().find(|other| (other.own)().contains(&name))) {
+            match (this_type, types.iter().find(|other| (other.own)().contains(&name))) {
                 (Some(this), Some(other)) => {
                     let what =
                         format!("{shown}: `{name}` is a key of type {}, this one is of type {}", other.name, this.name);
@@ -197,31 +247,9 @@ impl<'t> Reader<'t> {
                 }
                 // Of which type it should be is not known, so the key may be right.
                 (None, Some(_)) => {}
-                (_, None) => self.unknown(name, key, &format!(" in {shown}"), known()),
+                (_, None) => self.unknown(name, key, &format!(" in {shown}"), known.iter().copied()),
             }
         }
-        for (key, help) in [
-            ("name", "logs and statistics call it by that"),
-            ("type", "write one of "),
-            ("url", "write where to connect to"),
-        ] {
-            if said(key).is_none() {
-                let names: Vec<_> = types.iter().map(|known| known.name).collect();
-                let names = if key == "type" { names.join(", ") } else { String::new() };
-                self.error(start, format!("{shown}: `{key}` is missing; {help}{names}"));
-            }
-        }
-        let (Head { name: Some(Name(name)), url: Some(url), .. }, Some(known)) = (head, known_type) else {
-            return None;
-        };
-        if !known.schemes.contains(&url.scheme()) {
-            let place = self.at(&format!("{path}.url")).unwrap_or(start);
-            let schemes: Vec<_> = known.schemes.iter().map(|scheme| format!("{scheme}://")).collect();
-            let what = format!("{shown}: a URL of type {} begins with {}", known.name, schemes.join(" or "));
-            self.error(place, what);
-            return None;
-        }
-        Some(Item { name, url, r#type: known.name, table, path, shown: format!("{shown}: ") })
     }
 
     fn own<T: DeserializeOwned + Default>(&mut self, item: &Item<'_, 't>) -> T {
@@ -229,7 +257,7 @@ impl<'t> Reader<'t> {
     }
 }
 
-fn unknown_type(list: &str, name: &str, types: &[Type]) -> String {
+fn unknown_type<K>(list: &str, name: &str, types: &[Type<K>]) -> String {
     if list == "bridge" && name == "zeromq" {
         return "the ZeroMQ ports are a section of their own: [zeromq]".into();
     }

@@ -33,24 +33,16 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-// Programs name the parts that they use.
-#[allow(unused_imports)]
-pub(crate) use bridge::{
-    AmqpConfig, BridgeConfig, BridgeKind, Delivery, EventFormat, MqttConfig, MqttVersion, NatsConfig, TlsFiles,
-    Unroutable, WebhookConfig,
-};
+pub(crate) use bridge::BridgeConfig;
 pub(crate) use overflow::Overflow;
-#[allow(unused_imports)]
 pub(crate) use paths::{default_sockets, default_state_dirs};
 pub(crate) use period::Period;
 pub(crate) use read::nearest;
-#[allow(unused_imports)]
 pub(crate) use sections::{
-    BrokerConfig, Durability, HooksConfig, HttpConfig, JournalConfig, LimitsConfig, LogConfig, LogLevel, ZeromqConfig,
+    BrokerConfig, HooksConfig, HttpConfig, JournalConfig, LimitsConfig, LogConfig, ZeromqConfig,
 };
 pub(crate) use size::ByteSize;
-#[allow(unused_imports)]
-pub(crate) use source::{GanetiJobsSource, SourceConfig, SourceKind, ZeromqSource};
+pub(crate) use source::SourceConfig;
 pub(crate) use url::Url;
 
 /// Where the configuration is, unless `--config` names another file.

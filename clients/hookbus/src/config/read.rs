@@ -99,6 +99,7 @@ impl<'t> Reader<'t> {
             match T::deserialize(of_entries([(key.clone(), value.clone())])) {
                 Ok(_) => {
                     self.told.insert(format!("{path}.{name}"), value.span().start);
+                    self.relative(value, &format!("{shown}{name}"));
                     right.insert(key.clone(), value.clone());
                 }
                 Err(e) => {
@@ -118,8 +119,27 @@ impl<'t> Reader<'t> {
         T::deserialize(of_entries(right)).unwrap_or_default()
     }
 
+    /// Warns of a path that means something else for each program that reads the file: oned, systemd and a shell start theirs
+    /// in different directories.
+    fn relative(&mut self, value: &Spanned<DeValue<'t>>, shown: &str) {
+        let key = shown.rsplit(['.', ' ']).next().unwrap_or(shown);
+        let is_path =
+            key.ends_with("_file") || key.ends_with("path") || matches!(key, "state_dir" | "dir" | "socket" | "file");
+        if let Some(path) = value.get_ref().as_str()
+            && is_path
+            && !path.starts_with('/')
+        {
+            let what = format!(
+                "{shown}: `{}` depends on where a program is started; write the whole path",
+                path.escape_debug()
+            );
+            self.warn(value.span().start, what);
+        }
+    }
+
     fn state_dir(&mut self, value: Spanned<DeValue<'t>>) -> Option<PathBuf> {
         let start = value.span().start;
+        self.relative(&value, "state_dir");
         PathBuf::deserialize(toml::de::ValueDeserializer::from(value))
             .map_err(|e| self.tell(Severity::Error, Some(start), format!("state_dir: {}", e.message())))
             .ok()
@@ -217,7 +237,8 @@ pub(super) fn field_names<T: DeserializeOwned>() -> &'static [&'static str] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{ByteSize, LogLevel};
+    use super::super::ByteSize;
+    use super::super::sections::LogLevel;
     use super::*;
 
     fn told(text: &str) -> (Config, Vec<String>) {

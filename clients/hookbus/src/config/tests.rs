@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use super::bridge::{
+    AmqpConfig, BridgeKind, Delivery, EventFormat, MqttConfig, MqttVersion, NatsConfig, TlsFiles, WebhookConfig,
+};
 use super::read::{field_names, read};
+use super::source::{GanetiJobsSource, SourceKind, ZeromqSource};
 use super::*;
 
 /// What a file says that has no errors.
@@ -231,6 +235,8 @@ fn keys_that_do_not_fit_together_are_told() {
 #[test]
 fn what_has_no_effect_is_a_warning() {
     for (text, expected) in [
+        ("state_dir = \"state\"", "1:13 Warning state_dir: `state` depends on where a program is started"),
+        ("[hooks]\ndir = \"~/hooks\"", "2:7 Warning hooks.dir: `~/hooks` depends on where a program is started"),
         (
             "[journal]\nmax_age = \"7d\"",
             "1:1 Warning `journal` has no effect: this version of hookbus doesn't have it yet",

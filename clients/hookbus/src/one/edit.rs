@@ -403,4 +403,39 @@ mod tests {
         assert_eq!(disable(by_hand.as_bytes()), Err(EditError::NotOurs { line: 1 }));
         assert_eq!(disable(SHIPPED.as_bytes()), Ok(None));
     }
+
+    /// Whatever a file has become, it is changed so that it comes back, or not at all.
+    #[test]
+    fn any_file_comes_back() {
+        let mut random = fastrand::Rng::with_seed(11);
+        let pieces = [
+            "\"",
+            "#",
+            "\n",
+            "HM_MAD = [",
+            "]",
+            "\\",
+            " ",
+            "\r\n",
+            "#hookbus: x\n",
+            "=",
+            ",",
+            "# hookbus one enable: end\n",
+        ];
+        let mut changed = 0;
+        for _ in 0..3000 {
+            let mut text = SHIPPED.to_owned();
+            for _ in 0..random.usize(..4) {
+                let at = random.usize(..=text.len());
+                text.insert_str(at, pieces[random.usize(..pieces.len())]);
+            }
+            let wanted = Wanted { force: true, ..wanted(None) };
+            if let Ok(new) = enable(text.as_bytes(), &wanted) {
+                changed += 1;
+                assert_eq!(disable(&new).unwrap().as_deref(), Some(text.as_bytes()), "{text}");
+            }
+            let _ = disable(text.as_bytes());
+        }
+        assert!(changed > 500, "most of them are left whole: {changed}");
+    }
 }
