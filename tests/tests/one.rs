@@ -237,12 +237,19 @@ fn status_tells_which_driver_a_running_oned_has() {
     let site = Site::new();
     let script = "import os, subprocess, sys\n\
         open('/proc/self/comm', 'w').write('oned')\n\
-        child = subprocess.Popen([sys.argv[1], 'hm -p 0 -l 0'], stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n\
+        child = subprocess.Popen([sys.argv[1], 'hm -p 0 -l 0 --config ' + sys.argv[2]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n\
         child.stdin.write(b'INIT\\n'); child.stdin.flush(); child.stdout.read(31)\n\
         print('ready', flush=True); sys.stdin.read(); child.stdin.close(); child.wait()\n";
+    // So that it meddles with nothing that runs on this machine.
+    let config = site.directory.path().join("hookbus.toml");
+    let of_its_own = |name: &str| site.directory.path().join(name);
+    let text_of_config =
+        format!("state_dir = {:?}\n[http]\nsocket = {:?}\n", of_its_own("state"), of_its_own("socket"));
+    fs::write(&config, text_of_config).expect("a configuration");
     let mut oned = Command::new("/usr/bin/python3")
         .args(["-c", script])
         .arg(hookbus())
+        .arg(&config)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

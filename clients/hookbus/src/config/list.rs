@@ -39,6 +39,9 @@ impl<'de> Deserialize<'de> for Name {
     }
 }
 
+/// Reads the keys that only one type of table has.
+type ReadKind<K> = for<'t> fn(&mut Reader<'t>, &Item<'_, 't>) -> K;
+
 /// A type of table in a list.
 struct Type<K> {
     /// What stands in `type`.
@@ -48,7 +51,7 @@ struct Type<K> {
     /// The keys that only it has.
     own: fn() -> &'static [&'static str],
     /// Reads those.
-    kind: for<'t> fn(&mut Reader<'t>, &Item<'_, 't>) -> K,
+    kind: ReadKind<K>,
 }
 
 const BRIDGES: [Type<BridgeKind>; 4] = [
@@ -192,7 +195,7 @@ impl<'t> Reader<'t> {
         table: &'a DeTable<'t>,
         types: &[Type<K>],
         common: &[&'static str],
-    ) -> Option<(Item<'a, 't>, for<'x> fn(&mut Reader<'x>, &Item<'_, 'x>) -> K)> {
+    ) -> Option<(Item<'a, 't>, ReadKind<K>)> {
         let said = |key: &str| table.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value);
         // In a problem a table is called by its name, if it has one.
         let called = said("name").and_then(|value| value.get_ref().as_str());
