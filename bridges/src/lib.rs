@@ -5,7 +5,9 @@
 //!
 //! | module | feature | carries |
 //! | --- | --- | --- |
-//! | `opennebula` | `opennebula` | oned's driver lines, in and out, and the keys of its events |
+//! | `cloudevents` | `cloudevents` | what the buses agree about: events as CloudEvents 1.0, in and out |
+//! | `http` | `http` | events published and followed over HTTP, status and metrics; server and client |
+//! | `opennebula` | `opennebula` | oned's driver lines, in and out, the keys of its events, and its documents |
 //! | `zeromq` | `zeromq` | events to ZeroMQ subscribers (PUB), requests of hook executors (REP), and both client sides |
 
 #[cfg(feature = "cloudevents")]
