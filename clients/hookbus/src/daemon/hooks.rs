@@ -1,6 +1,7 @@
 //! Hooks from template files: read at the start and on SIGHUP, executed by [`Executor`].
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use hookbus_broker::Broker;
 use hookbus_hem::{Executor, ExecutorOptions, ExecutorStatus, HookSet, Severity};
@@ -17,7 +18,8 @@ pub(crate) struct Hooks {
 
 impl Hooks {
     /// Reads the directory and executes its hooks from now on; nothing where no directory is configured.
-    pub(crate) fn start(broker: &Broker, config: &HooksConfig) -> Option<Self> {
+    /// Between TERM and KILL hooks have `kill_grace`.
+    pub(crate) fn start(broker: &Broker, config: &HooksConfig, kill_grace: Duration) -> Option<Self> {
         let dir = config.dir.clone()?;
         let mut options = ExecutorOptions::default();
         options.base_path.clone_from(&config.base_path);
@@ -25,6 +27,7 @@ impl Hooks {
         options.output_max_bytes = config.output_max_bytes.bytes();
         options.hwm = config.hwm;
         options.hwm_bytes = config.hwm_bytes.bytes();
+        options.kill_grace = kill_grace;
         options.overflow = config.overflow.in_memory();
         let executor = Executor::start(broker, read(&dir), options);
         Some(Hooks { dir, executor })

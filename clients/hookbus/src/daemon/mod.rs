@@ -59,6 +59,16 @@ pub(crate) enum Role {
     Hm,
 }
 
+impl Role {
+    /// How long a hook has between TERM and KILL. oned has less patience with its driver than systemd with a service.
+    fn kill_grace(self) -> Duration {
+        match self {
+            Role::Serve => Duration::from_secs(5),
+            Role::Hm => Duration::from_secs(1),
+        }
+    }
+}
+
 /// What is known about the daemon; every part reports here.
 pub(crate) struct State {
     role: Role,
@@ -171,7 +181,7 @@ pub(crate) fn own(
     activated: Option<std::os::unix::net::UnixListener>,
 ) -> Result<Owned, HttpError> {
     let http = Http::start(state, activated)?;
-    let hooks = Hooks::start(&state.broker, &state.config.hooks);
+    let hooks = Hooks::start(&state.broker, &state.config.hooks, state.role.kill_grace());
     let mut parts = state.parts.lock();
     parts.state_dir = state_dir.as_ref().map(|dir| dir.path().to_owned());
     parts.socket = http.socket();

@@ -71,7 +71,9 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long draining may take; oned kills after 10 s.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long hooks may go on when oned has ended.
-const LAST_HOOKS: Duration = Duration::from_secs(2);
+const LAST_HOOKS: Duration = Duration::from_secs(1);
+/// How long the rest may take after that; hooks that have to be killed take a second more.
+const LAST_DELIVERIES: Duration = Duration::from_secs(3);
 /// How often it is looked whether the state directory is free.
 const LOOK_FOR_STATE_DIR: Duration = Duration::from_secs(2);
 /// What may wait to be read by oned. Beyond it executors wait for their ACK, and LOG lines are dropped and counted.
@@ -226,7 +228,10 @@ impl Driver {
                 daemon.add(owned);
             }
             let broker = daemon.state.broker.clone();
-            daemon.shut_down(LAST_HOOKS, DRAIN - LAST_HOOKS).await;
+            // Dropping it ends what is left.
+            if timeout_at(deadline, daemon.shut_down(LAST_HOOKS, LAST_DELIVERIES)).await.is_err() {
+                tracing::warn!("hm: not everything could be ended in order within {DRAIN:?}");
+            }
             let stats = broker.stats();
             tracing::info!(
                 events = ingress.taken_in(),
