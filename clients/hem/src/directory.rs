@@ -21,6 +21,9 @@ pub struct Loaded {
     pub hooks: Vec<Hook>,
     /// What there is to tell, in the same order.
     pub problems: Vec<Problem>,
+    /// Whether the directory itself could not be read. Then nothing is known of its hooks, and who has some from an earlier
+    /// time had better keep them.
+    pub unreadable: bool,
 }
 
 impl Loaded {
@@ -38,6 +41,7 @@ pub fn load(directory: &Path) -> Loaded {
         Err(e) => {
             let what = format!("cannot read the directory of hooks: {e}; create it, or set [hooks] dir");
             loaded.problems.push(Problem::error(what).in_file(directory));
+            loaded.unreadable = true;
             return loaded;
         }
     };
@@ -162,7 +166,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(load(directory.path()), Loaded::default());
         let (hooks, problems) = loaded(&directory.path().join("missing"));
-        assert!(hooks.is_empty());
+        assert!(hooks.is_empty() && load(&directory.path().join("missing")).unreadable);
         assert!(problems[0].contains("cannot read the directory of hooks: No such file or directory"), "{problems:?}");
     }
 }

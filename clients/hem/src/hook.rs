@@ -573,6 +573,7 @@ mod tests {
             ),
             ("RESOURCE = VM\nON = RUN", false, "error /d/x.tmpl:5:1: ON = RUN is unknown; it can be PROLOG, "),
             ("RESOURCE = HOSTS\nSTATE = ERROR", false, "RESOURCE = HOSTS is unknown; it can be VM, HOST, IMAGE or NET"),
+            ("RESOURCE = \"a\nb\"\nSTATE = ERROR", false, "RESOURCE = a\\nb is unknown"),
             ("RESOURCE = HOST", false, "error /d/x.tmpl: STATE is missing"),
             ("RESOURCE = VM\nSTATE = *\nLCM_STATE = RUNNING", false, "any state, and lists, come with a later version"),
             ("RESOURCE = HOST\nSTATE = ERROR,OFFLINE", false, "any state, and lists, come with a later version"),

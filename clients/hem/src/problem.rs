@@ -58,6 +58,10 @@ impl fmt::Display for Problem {
         if self.path.is_some() || self.at.is_some() {
             write!(f, " ")?;
         }
-        f.write_str(&self.what)
+        // What stands in a template may be anything; a problem is one line.
+        for c in self.what.chars() {
+            if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
+        }
+        Ok(())
     }
 }

@@ -99,3 +99,88 @@ impl HookSet {
 fn state_key(object: &[u8], state: &[u8], lcm_state: &[u8]) -> Box<[u8]> {
     [object, state, lcm_state].join(&0).into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hook::{Object, Origin};
+
+    fn hook(name: &str, trigger: Trigger) -> Hook {
+        Hook {
+            name: name.into(),
+            trigger,
+            command: "x".into(),
+            arguments: String::new(),
+            arguments_stdin: false,
+            timeout: None,
+            origin: Origin::Program,
+        }
+    }
+
+    fn event(name: &str, prefix: &str) -> Hook {
+        hook(name, Trigger::Event { prefix: prefix.into() })
+    }
+
+    fn names(hooks: &[Arc<Hook>]) -> Vec<&str> {
+        hooks.iter().map(|hook| hook.name.as_str()).collect()
+    }
+
+    #[test]
+    fn prefixes_of_every_length_are_found_once_and_in_order() {
+        let set = HookSet::new([
+            event("long", "app deploy 7 "),
+            event("none", "apq"),
+            event("short", "a"),
+            event("same", "a"),
+        ]);
+        let found = |keys: &[&str]| set.matching(keys.iter().map(|key| key.as_bytes()), None);
+        assert_eq!(names(&found(&["app deploy 7 ok", "a"])), ["long", "short", "same"]);
+        assert_eq!(names(&found(&["a"])), ["short", "same"]);
+        assert_eq!(names(&found(&["", "b"])), [""; 0]);
+        assert_eq!(names(&found(&["HOOKBUS HOOK x/success ", "a"])), [""; 0]);
+        assert_eq!(set.prefixes().len(), 3);
+    }
+
+    #[test]
+    fn of_a_name_the_first_counts() {
+        let set = HookSet::new([event("a", "1"), event("a", "2")]);
+        assert_eq!(set.hooks().len(), 1);
+        assert_eq!(set.prefixes(), BTreeSet::from([b"1".to_vec()]));
+    }
+
+    /// Objects and states that read alike when they are joined are told apart.
+    #[test]
+    fn states_are_looked_up_exactly() {
+        let state = |object, state: &str, lcm_state: &str| Trigger::State {
+            object,
+            state: state.into(),
+            lcm_state: lcm_state.into(),
+        };
+        let mut hooks: Vec<Hook> =
+            (0..5000).map(|i| hook(&format!("{i}"), state(Object::Vm, "ACTIVE", &format!("S{i}")))).collect();
+        hooks.push(hook("host", state(Object::Host, "ACTIVE", "")));
+        let set = HookSet::new(hooks);
+        let found = |object: &'static str, state: &'static str, lcm_state: &'static str| {
+            let event = Event {
+                kind: Kind::State,
+                call: b"",
+                result: b"",
+                object: object.as_bytes(),
+                id: b"7",
+                state: state.as_bytes(),
+                lcm_state: lcm_state.as_bytes(),
+                service_id: None,
+                remote_host: b"",
+                xml: b"",
+            };
+            set.matching([], Some(&event))
+        };
+        assert_eq!(names(&found("VM", "ACTIVE", "S4999")), ["4999"]);
+        assert_eq!(names(&found("HOST", "ACTIVE", "")), ["host"]);
+        for (object, state, lcm_state) in
+            [("VM", "ACTIVE", "S5000"), ("VM", "ACTIVE", ""), ("VM", "ACTIVES", "1"), ("NET", "ACTIVE", "S1")]
+        {
+            assert_eq!(names(&found(object, state, lcm_state)), [""; 0]);
+        }
+    }
+}
