@@ -14,8 +14,8 @@
 //!
 //! - **Order**: hooks are started in the order of events, and for one event in the order of the set. They run side by side, so they may
 //!   end in any order; records are reported in the order in which they ended.
-//! - **Loss**: only at the subscription's high-water mark, which is logged and counted, and at the end: what waits when the executor is
-//!   shut down, or its process ends, isn't run.
+//! - **Loss**: only at the subscription's high-water mark, which is logged and counted, and at the end: what still waits at the deadline of
+//!   [`shutdown`](Executor::shutdown), or when the process is killed, isn't run.
 //! - **Repetition**: none; a hook runs once for an event, whatever its exit code.
 //! - Results of hooks never make a hook run.
 
@@ -171,11 +171,12 @@ impl Executor {
         }
     }
 
-    /// Ends it in order: takes no more events, waits for what runs until the deadline, ends what is left, and reports all of
-    /// it. It returns at the latest about [`kill_grace`](ExecutorOptions::kill_grace) and three seconds after the deadline.
+    /// Ends it in order: nothing more is queued for it, hooks run for the events that wait until the deadline, then what runs is
+    /// ended, and all of it reported. Events that still wait then are told with their number. It returns at the latest about [`kill_grace`](ExecutorOptions::kill_grace) and three seconds after the deadline.
     pub async fn shutdown(mut self, deadline: Instant) {
-        self.stop_taking.send_replace(true);
+        self.subscription.close();
         if timeout_at(deadline, &mut self.dispatcher).await.is_err() {
+            self.stop_taking.send_replace(true);
             self.stop_running.send_replace(true);
             let _ = (&mut self.dispatcher).await;
         }
