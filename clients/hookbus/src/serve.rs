@@ -11,7 +11,7 @@
 //! 6. SIGTERM or SIGINT: nothing more is taken in, hooks have [`HOOKS`] to end, ports and followers [`DRAIN`] to send what is queued;
 //!    exit 0. A second signal ends the waiting.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -43,7 +43,7 @@ pub(crate) fn run(global: &GlobalArgs) -> ExitCode {
         Err(problems) => {
             for problem in problems {
                 // Where standard error is closed nobody wants to know.
-                anstream::eprintln!("error: {problem}");
+                let _ = writeln!(anstream::stderr(), "error: {problem}");
             }
             return ExitCode::from(2);
         }

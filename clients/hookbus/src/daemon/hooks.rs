@@ -29,13 +29,16 @@ impl Hooks {
         options.hwm_bytes = config.hwm_bytes.bytes();
         options.kill_grace = kill_grace;
         options.overflow = config.overflow.in_memory();
-        let executor = Executor::start(broker, read(&dir), options);
+        let executor = Executor::start(broker, read(&dir).unwrap_or_default(), options);
         Some(Hooks { dir, executor })
     }
 
-    /// Reads the directory again. Executions under way go on.
+    /// Reads the directory again. Executions under way go on. Where it can't be read, the hooks that there are stay.
     pub(crate) fn reload(&self) {
-        self.executor.replace(read(&self.dir));
+        match read(&self.dir) {
+            Some(hooks) => self.executor.replace(hooks),
+            None => tracing::error!("hooks: {} cannot be read now; the hooks stay as they are", self.dir.display()),
+        }
     }
 
     /// For listings.
@@ -57,15 +60,20 @@ impl Hooks {
     }
 }
 
-/// The hooks of a directory that are right. What is wrong is told; one broken template is no reason to do without the others.
-fn read(dir: &std::path::Path) -> HookSet {
+/// The hooks of a directory that are right; nothing where it can't be read. What is wrong is told; one broken template is no
+/// reason to do without the others.
+fn read(dir: &std::path::Path) -> Option<HookSet> {
     let loaded = hookbus_hem::load(dir);
     for problem in &loaded.problems {
         match problem.severity {
+            Severity::Error if loaded.unreadable => tracing::error!("hooks: {problem}"),
             Severity::Error => tracing::error!("hook: {problem}; it is not loaded, the others are"),
             Severity::Warning => tracing::warn!("hook: {problem}"),
         }
     }
+    if loaded.unreadable {
+        return None;
+    }
     tracing::info!("hooks: {} loaded from {}, {} not", loaded.hooks.len(), dir.display(), loaded.errors());
-    HookSet::new(loaded.hooks)
+    Some(HookSet::new(loaded.hooks))
 }
