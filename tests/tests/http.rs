@@ -92,7 +92,9 @@ fn what_is_wrong_with_a_request_is_told_and_nobody_gets_any_of_it() {
     let batch = [("content-type", "application/cloudevents-batch+json")];
     let good = r#"{"specversion":"1.0","id":"1","source":"/a","type":"t"}"#;
     let large = "x".repeat(2000);
-    let cases: [(&str, &str, &[(&str, &str)], &str, u16, &str); 12] = [
+    // Method, path, headers, body; status, and what the detail says.
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str, u16, &'a str);
+    let cases: [Case<'_>; 12] = [
         ("POST", "/v1/events", &[("ce-hookbuskey", "EVENT VM 7/")], "", 403, "reserved"),
         ("POST", "/v1/events", &[("ce-hookbuskey", "RETRY")], "", 403, "reserved"),
         ("POST", "/v1/events", &[("ce-hookbuskey", "HOOKBUS GAP")], "", 403, "reserved"),

@@ -47,7 +47,7 @@ impl Terminal {
     }
 
     /// What it shows, up to its end, which must be a good one.
-    fn to_end(mut self) -> String {
+    fn finished(mut self) -> String {
         let mut out = self.0.stdout.take().expect("it was piped");
         let mut text = String::new();
         std::io::Read::read_to_string(&mut out, &mut text).expect("text");
@@ -74,7 +74,7 @@ fn a_newcomer_gets_from_nothing_to_a_hook() {
     assert_eq!(check, "tests/run\n", "what runs this test");
     let dir = tempfile::tempdir().expect("a directory");
 
-    let shown = Terminal::run(dir.path(), demo).to_end();
+    let shown = Terminal::run(dir.path(), demo).finished();
     assert_eq!(shown.lines().count(), 20, "{shown}");
 
     let _serve = Terminal::run(dir.path(), serve);
@@ -99,7 +99,7 @@ fn a_newcomer_gets_from_nothing_to_a_hook() {
     let mut lines = BufReader::new(tail.0.stdout.take().expect("it was piped")).lines();
     subscribers(2);
 
-    let shown = Terminal::run(dir.path(), publish).to_end();
+    let shown = Terminal::run(dir.path(), publish).finished();
     assert!(shown.contains("hookbus[") && shown.contains("HOOK") && shown.contains("\"demo/\""), "{shown}");
 
     // As README says, save the time.

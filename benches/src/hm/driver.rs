@@ -14,7 +14,7 @@ use nix::sys::prctl;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, ClockNanosleepFlags, clock_gettime, clock_nanosleep};
 use nix::unistd::Pid;
-use tempfile::NamedTempFile;
+use tempfile::TempDir;
 
 use super::{Failure, Pace, now_ns};
 use crate::corpus::Corpus;
@@ -37,11 +37,17 @@ pub(super) struct Program {
     pub(super) original: bool,
 }
 
-/// A configuration with limits that no burst reaches: what is compared is the way of events, not who drops.
-pub(super) fn large_limits() -> io::Result<NamedTempFile> {
-    let mut file = tempfile::Builder::new().prefix("hookbus-bench-").suffix(".toml").tempfile()?;
-    file.write_all(b"[broker]\nmax_bytes = \"8GiB\"\n\n[zeromq]\nhwm_bytes = \"8GiB\"\n")?;
-    Ok(file)
+/// A directory with a configuration, `hookbus.toml`, whose limits no burst reaches: what is compared is the way of events, not who
+/// drops. State and socket are there, too, so that a daemon of this machine is not disturbed.
+pub(super) fn large_limits() -> io::Result<TempDir> {
+    let dir = tempfile::Builder::new().prefix("hookbus-bench-").tempdir()?;
+    let path = dir.path().display();
+    let text = format!(
+        "state_dir = \"{path}/state\"\n[broker]\nmax_bytes = \"8GiB\"\n[zeromq]\nhwm_bytes = \"8GiB\"\n[http]\nsocket = \
+         \"{path}/hookbus.sock\"\n"
+    );
+    std::fs::write(dir.path().join("hookbus.toml"), text)?;
+    Ok(dir)
 }
 
 /// A running driver; it is killed when dropped.

@@ -148,8 +148,8 @@ enum Pace {
 /// When something can't be started, or when ours or the plain loop loses or reorders a message.
 pub fn compare(report: &mut Report, options: &Options, mut progress: impl FnMut(&str)) -> Result<(), Failure> {
     let corpus = Corpus::recorded();
-    let config = driver::large_limits().map_err(Failure::io("write a configuration to a temporary file"))?;
-    let programs = programs(options, config.path())?;
+    let config = driver::large_limits().map_err(Failure::io("write a configuration to a temporary directory"))?;
+    let programs = programs(options, &config.path().join("hookbus.toml"))?;
     let case = |n: usize| format!("{n} subscriber{}", if n == 1 { "" } else { "s" });
 
     for start in 0..options.starts {

@@ -6,7 +6,7 @@
 //! | request | answer |
 //! | --- | --- |
 //! | `POST /v1/events` | publishes CloudEvents (structured, batch, binary), or any body with the header `ce-hookbuskey` |
-//! | `GET /v1/events?prefix=...` | server-sent events, without end; see [`follow`](self) below |
+//! | `GET /v1/events?prefix=...` | server-sent events, without end; see below |
 //! | `GET /v1/status` | the daemon in one JSON object |
 //! | `GET /healthz`, `/readyz` | 200 while it lives; 200 when it takes events in, else 503 and why |
 //! | `GET /metrics` | Prometheus |
@@ -31,7 +31,7 @@
 //! what lies between as a gap whose `count` is null, because there is no journal to count in, or to read from. A comment every 15
 //! seconds shows that the connection lives.
 //!
-//! Followers of the same events share their encoding: the newest ones are kept for a moment ([`Encodings`](encodings)).
+//! Followers of the same events share their encoding: the newest ones are kept for a moment (`encodings.rs`).
 //!
 //! # Guarantees
 //!
