@@ -13,8 +13,8 @@ use crate::config::{Reading, default_sockets};
 /// What all of them take.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct ClientArgs {
-    /// The daemon's socket [default: [http] socket of the configuration, else the first that answers of
-    /// /run/hookbus/hookbus.sock, /run/one/hookbus.sock, $XDG_RUNTIME_DIR/hookbus.sock]
+    /// The daemon's socket. Without this, the one that the configuration names below http, else the first that answers of
+    /// /run/hookbus/hookbus.sock, /run/one/hookbus.sock, $XDG_RUNTIME_DIR/hookbus.sock
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
 }

@@ -20,7 +20,7 @@
 //! 3. A thread reads the configuration meanwhile: its disk may hang. After [`CONFIG_PATIENCE`] there are defaults.
 //! 4. Both ports are bound. Events go to the broker [`HOLD`] after that, so that subscribers of a predecessor have
 //!    connected again.
-//! 5. In the background the state directory is taken, and with it hooks and the HTTP socket ([`daemon`](crate::daemon)). While
+//! 5. In the background the state directory is taken, and with it hooks and the HTTP socket ([`daemon`]). While
 //!    another process has it (a `hookbus serve`, or a predecessor that is ending), that is tried again for ever.
 //! 6. FINALIZE or the end of the input: what is held goes out, too, then everything drains within [`DRAIN`].
 //!    SIGTERM and SIGINT don't end it at once, since systemd sends them to oned and to us at the same time, and oned has
