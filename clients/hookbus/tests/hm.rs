@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -113,8 +114,12 @@ impl Drop for Driver {
 }
 
 fn hookbus() -> Command {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let mut command = Command::new(env!("CARGO_BIN_EXE_hookbus"));
-    command.current_dir("/").env_remove("RUST_LOG");
+    // Each has a state directory of its own, so that they don't tell of each other.
+    let state = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hm-{}-{number}", std::process::id()));
+    command.current_dir("/").env_remove("RUST_LOG").env("STATE_DIRECTORY", state);
     command
 }
 
@@ -206,7 +211,8 @@ fn wrong_arguments_are_told_and_the_rest_is_served() {
 #[test]
 fn a_wrong_configuration_is_told_and_the_rest_is_used() {
     let port = free_port();
-    let text = format!("[zeromq]\npublisher = \"tcp://127.0.0.1:{port}\"\nhwn = 3\n[broker]\nmax_bytes = 1\n[hooks]\n");
+    let text =
+        format!("[zeromq]\npublisher = \"tcp://127.0.0.1:{port}\"\nhwn = 3\n[broker]\nmax_bytes = 1\n[journal]\n");
     let (_directory, path) = file("hookbus.toml", &text);
     let mut driver = Driver::start(hookbus().arg(format!("hm -l {} --config {}", free_port(), path.display()))).init();
     for problem in
