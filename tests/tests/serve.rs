@@ -218,6 +218,44 @@ fn a_driver_that_forwards_keeps_what_the_daemon_has_not_taken() {
     serve.stop();
 }
 
+/// From oned's line to the output of a command, in the log and on the bus; the hook of another state stays quiet.
+#[test]
+fn a_hook_runs_for_an_event_of_oned() {
+    let home = Home::default();
+    let script = home
+        .script("name.sh", "#!/bin/sh\necho \"$1\" | base64 -d | grep -o '<NAME>.*</NAME>'\necho seen >&2\nexit $2\n");
+    for (name, on, code) in [("runs", "RUNNING", 0), ("fails", "RUNNING", 3), ("quiet", "DONE", 0)] {
+        let template = format!(
+            "NAME = {name}\nTYPE = state\nRESOURCE = VM\nON = {on}\nCOMMAND = {}\nARGUMENTS = \"$TEMPLATE {code}\"\n",
+            script.display()
+        );
+        home.hook(name, &template);
+    }
+    let serve = home.serve();
+    let mut results = home.follow("prefix=HOOKBUS+HOOK+");
+    let mut hm = forwarding(&home);
+    hm.feed(&events::vm(42, "ACTIVE", "PROLOG", "").line);
+    hm.feed(&events::vm(42, "ACTIVE", "RUNNING", "").line);
+    let mut both = [results.event(), results.event()];
+    both.sort_by_key(|event| event.data["subject"].to_string());
+    for (event, name, result, code) in [(&both[0], "fails", "failure", 3), (&both[1], "runs", "success", 0)] {
+        assert_eq!(event.data["hookbuskey"], format!("HOOKBUS HOOK {name}/{result} "));
+        let data = &event.data["data"];
+        assert_eq!(data["code"], code);
+        assert_eq!((&data["stdout"], &data["stderr"]), (&"<NAME>vm-42</NAME>\n".into(), &"seen\n".into()));
+        assert_eq!(data["key"], "EVENT STATE VM/ACTIVE/RUNNING/42 ");
+    }
+    home.logged("hooks: ran hook=\"runs\"");
+    home.logged("stdout=\"<NAME>vm-42</NAME>\"");
+    home.logged("hooks: the command exited with an error hook=\"fails\"");
+    let status = home.status();
+    let runs: Vec<_> =
+        status["hooks"]["hooks"].as_array().expect("a list").iter().map(|hook| hook["runs"].clone()).collect();
+    assert_eq!(runs, [1, 0, 1], "by name: {}", status["hooks"]);
+    hm.finalize();
+    serve.stop();
+}
+
 fn forwarding(home: &Home) -> Hm {
     HmOptions::default().arguments(&format!("--forward {}", home.socket().display())).start()
 }

@@ -39,11 +39,6 @@ impl Output {
         if self.tail.is_empty() { Cow::Borrowed(&self.head) } else { Cow::Owned([&*self.head, &*self.tail].concat()) }
     }
 
-    /// The first line, without the rest.
-    pub fn first_line(&self) -> Cow<'_, str> {
-        String::from_utf8_lossy(self.head.split(|&byte| byte == b'\n').next().unwrap_or_default())
-    }
-
     /// Adds a line of our own.
     pub(crate) fn push_line(&mut self, line: &str) {
         let end = if self.cut_bytes == 0 { &mut self.head } else { &mut self.tail };
@@ -177,7 +172,7 @@ mod tests {
                 prop_assert!(whole.starts_with(&output.head) && whole.ends_with(&output.tail));
                 prop_assert_eq!(output.cut_bytes, (whole.len() - max) as u64);
             }
-            let _ = (output.text(), output.is_utf8(), output.first_line());
+            let _ = (output.text(), output.is_utf8());
         }
     }
 }

@@ -11,12 +11,14 @@ use hookbus_broker::{Broker, Message, PublishError, TryPublishError};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::output::Output;
 use crate::record::{Ending, Record, Recorder, signal_name};
+use crate::text;
 
 /// How long the result of a hook waits for room in a subscription that blocks.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How much of the first line of standard error the log shows.
-const SHOWN_STDERR_CHARS: usize = 200;
+/// How much of each output the log shows, in bytes; the event has all that was kept.
+const SHOWN_OUTPUT_BYTES: usize = 1000;
 
 /// Reports records in the order in which they come, until nobody sends any more.
 pub(crate) async fn report(
@@ -37,8 +39,10 @@ pub(crate) async fn report(
 fn log(record: &Record) {
     let (hook, event, key) = (record.hook.name.as_str(), record.event.id, record.event.key.as_str());
     let (code, duration_ms) = (record.ending.code(), record.duration.as_millis());
+    let (stdout, stderr) = (shown(&record.stdout), shown(&record.stderr));
+    let (stdout, stderr) = (stdout.as_deref(), stderr.as_deref());
     if record.ending.is_success() {
-        tracing::info!(hook, %event, key, duration_ms, "hooks: ran");
+        tracing::info!(hook, %event, key, code, duration_ms, stdout, stderr, "hooks: ran");
     } else {
         let reason = match record.ending {
             Ending::Exited(_) => "exited with an error".to_owned(),
@@ -47,8 +51,7 @@ fn log(record: &Record) {
             Ending::Interrupted => "was cut off".to_owned(),
             Ending::NotStarted => "could not be started".to_owned(),
         };
-        let stderr: String = record.stderr.first_line().chars().take(SHOWN_STDERR_CHARS).collect();
-        tracing::warn!(hook, %event, key, code, duration_ms, ?stderr, "hooks: the command {reason}");
+        tracing::warn!(hook, %event, key, code, duration_ms, stdout, stderr, "hooks: the command {reason}");
     }
     if record.left_behind {
         tracing::warn!(
@@ -56,6 +59,18 @@ fn log(record: &Record) {
             %event,
             "hooks: the command left processes behind that held its output open; they were ended. A daemon has to redirect its output"
         );
+    }
+}
+
+/// The beginning of an output, if there is any.
+fn shown(output: &Output) -> Option<String> {
+    let text = output.text();
+    match text.trim_end() {
+        "" => None,
+        text => match text::beginning(text, SHOWN_OUTPUT_BYTES) {
+            beginning if beginning.len() < text.len() => Some(format!("{beginning}...")),
+            _ => Some(text.to_owned()),
+        },
     }
 }
 
