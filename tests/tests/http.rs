@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 
 use hookbus_tests::{Home, wait_until};
+use rustix::process::{Resource, Rlimit};
 use serde_json::{Value, json};
 
 /// A child that is killed when this is dropped.
@@ -185,8 +186,15 @@ fn a_reader_that_comes_back_is_told_what_lies_between() {
 
 #[test]
 fn a_thousand_followers_come_and_go_without_a_trace() {
+    // The test needs descriptors for the other ends. The daemon helps itself.
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+        .expect("up to the hard limit");
     let home = Home::default();
-    let serve = home.serve();
+    let mut limited = Command::new("prlimit");
+    limited.arg(format!("--nofile=256:{}", limit.maximum.map_or("unlimited".into(), |n| n.to_string())));
+    limited.arg("/usr/bin/python3");
+    let serve = home.ready(home.launcher().through(limited).spawn());
     let subscribers = || home.status()["subscribers"].as_array().expect("a list").len();
     let before = serve.program.descriptors();
     let mut resident = Vec::new();

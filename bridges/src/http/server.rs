@@ -35,6 +35,9 @@ use crate::cloudevents::Encoder;
 
 /// How long the head of a request may take to arrive.
 const HEAD_PATIENCE: Duration = Duration::from_secs(30);
+/// How many connections there may be over TCP, where nobody stays. They have places of their own, so that health can be asked when
+/// followers have taken all others.
+const TCP_CONNECTIONS: usize = 100;
 /// What a connection may hold of answers that its client doesn't take; beyond that nothing more is made.
 const WRITE_BUFFER_BYTES: usize = 64 << 10;
 /// What is kept of encodings for followers of the same events.
@@ -48,7 +51,7 @@ const BODIES: usize = 4;
 pub struct ServerOptions {
     /// The largest body of a request, in bytes. 64 MiB unless set.
     pub body_limit_bytes: usize,
-    /// How many connections there may be. 2,000 unless set.
+    /// How many connections there may be on Unix sockets. 2,000 unless set.
     pub max_connections: usize,
 }
 
@@ -79,6 +82,7 @@ pub struct Server {
     shared: Arc<Shared>,
     more: Router,
     places: Arc<Semaphore>,
+    tcp_places: Arc<Semaphore>,
     tasks: Mutex<JoinSet<()>>,
     /// Becomes true when it ends.
     ending: watch::Sender<bool>,
@@ -111,7 +115,14 @@ impl Server {
             closing: AtomicBool::new(false),
             options,
         };
-        Server { shared: Arc::new(shared), more, places, tasks: Mutex::default(), ending: watch::Sender::new(false) }
+        Server {
+            shared: Arc::new(shared),
+            more,
+            places,
+            tcp_places: Arc::new(Semaphore::new(TCP_CONNECTIONS)),
+            tasks: Mutex::default(),
+            ending: watch::Sender::new(false),
+        }
     }
 
     /// Serves a Unix socket from now on, in tasks of the current tokio runtime.
@@ -147,11 +158,11 @@ impl Server {
             let (stream, address) = listener.accept().await?;
             Ok((stream, Peer::remote(address), router.clone()))
         };
-        self.tasks.lock().spawn(listen(Arc::clone(&self.places), self.ending.subscribe(), accept));
+        self.tasks.lock().spawn(listen(Arc::clone(&self.tcp_places), self.ending.subscribe(), accept));
         Ok(())
     }
 
-    /// How many connections there are.
+    /// How many connections there are on Unix sockets.
     pub fn connections(&self) -> usize {
         self.shared.options.max_connections - self.places.available_permits()
     }

@@ -8,11 +8,13 @@
 //! - **Descriptor 2.** The first file or socket that is opened would become descriptor 2, and what is written to standard error
 //!   would go to a subscriber. Rust's runtime opens `/dev/null` for a closed descriptor 0, 1 or 2 before `main`
 //!   (`std::sys::pal::unix::init`); a test with a real process holds it to that. SIGPIPE is ignored by it, too.
+//! - **Open files.** The usual soft limit of 1,024 is too little; see [`raise_descriptor_limit`].
 //! - **NOTIFY_SOCKET** may be inherited from oned's service. It is not ours, nothing here reads it: `READY=1` from us
 //!   would be taken for oned's.
 
 use std::io;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
@@ -34,6 +36,20 @@ const HANDLED: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
 pub(crate) fn repair_signal_mask() {
     // It fails only for an unknown `how`.
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&handled()), None);
+}
+
+/// As many descriptors as a daemon may need: each subscriber is one.
+const DESCRIPTORS: u64 = 65_536;
+
+/// Raises the limit of open files as far as this process may, up to [`DESCRIPTORS`]. The usual 1,024 are a default for programs that use
+/// `select`; a thousand followers would be too many. Hooks inherit it; more would make those slow that close everything up to the limit.
+pub(crate) fn raise_descriptor_limit() {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let wanted = hard.min(DESCRIPTORS);
+    if soft < wanted {
+        // Without it, there is room for fewer.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted, hard);
+    }
 }
 
 impl Signals {

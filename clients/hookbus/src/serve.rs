@@ -35,6 +35,7 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 /// Runs the daemon until it is asked to end.
 pub(crate) fn run(global: &GlobalArgs) -> ExitCode {
     process::repair_signal_mask();
+    process::raise_descriptor_limit();
     // It changes the environment, so it comes before any thread.
     let activated = activated_unix_listener();
     let started = std::time::Instant::now();

@@ -82,6 +82,7 @@ const STDOUT_QUEUE_BYTES: usize = 4 << 20;
 /// Runs the driver until oned ends it.
 pub(crate) fn run(words: Words) -> ExitCode {
     process::repair_signal_mask();
+    process::raise_descriptor_limit();
     let started = std::time::Instant::now();
     let (global, args, complaints) = words.read();
     let oned = Writer::held("stdout", Descriptor(rustix::stdio::stdout()), STDOUT_QUEUE_BYTES);
