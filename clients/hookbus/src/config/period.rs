@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::{Serialize, Serializer};
@@ -24,12 +23,6 @@ impl Period {
     /// So many days.
     pub(crate) const fn days(days: u64) -> Self {
         Period(days * 86_400)
-    }
-
-    /// As the standard library has it.
-    #[allow(dead_code)] // The parts that use it come with the daemon.
-    pub(crate) const fn duration(self) -> Duration {
-        Duration::from_secs(self.0)
     }
 }
 
