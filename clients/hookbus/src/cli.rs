@@ -47,10 +47,10 @@ enum Command {
     ///       EXECUTABLE = "/usr/bin/hookbus",
     ///       ARGUMENTS = "hm -p 2101 -l 2102 -b 127.0.0.1" ]
     ///
-    /// It reads events from standard input and serves them to ZeroMQ subscribers, and reports what hook executors say back
-    /// to oned on standard output. It never ends because of its arguments, its configuration or a port that is taken:
-    /// it tells oned's log and serves what it can. Called under the name one_hm or hookbus-hm it does the same
-    /// without the word hm.
+    /// It reads events from standard input and serves them to ZeroMQ subscribers, and reports what
+    /// hook executors say back to oned on standard output. It never ends because of its arguments,
+    /// its configuration or a port that is taken: it tells oned's log and serves what it can.
+    /// Called under the name one_hm or hookbus-hm it does the same without the word hm.
     #[command(verbatim_doc_comment, disable_help_flag = true)]
     Hm(HmArgs),
     /// Show what hookbus does, with recorded events and nothing else

@@ -23,6 +23,8 @@ use crate::client::{self, ClientArgs, Failure};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How much of a key or a content a line shows.
+const SHOWN_CHARS: usize = 120;
 
 /// What to follow, and how it is shown.
 #[derive(Clone, Debug, Args)]
@@ -213,7 +215,10 @@ fn pretty(event: &Value) -> String {
         Some(_) => format!("  {WARNING}(some before it were dropped){WARNING:#}"),
         None => String::new(),
     };
-    let (subject, outcome) = (plain(&subject), plain(&outcome));
+    let (subject, outcome) = (cut(&plain(&subject)), plain(&outcome));
+    if outcome.is_empty() {
+        return format!("{DIM}{time}{DIM:#}  {SUBJECT}{subject}{SUBJECT:#}{dropped}");
+    }
     format!("{DIM}{time}{DIM:#}  {SUBJECT}{subject:<30}{SUBJECT:#}  {style}{outcome}{style:#}{dropped}")
 }
 
@@ -275,11 +280,15 @@ fn custom(event: &Value, kind: &str, data: &Value) -> (String, String, Style) {
         Value::String(text) => text.clone(),
         data => data.to_string(),
     };
-    let cut = match content.char_indices().nth(120) {
-        Some((at, _)) => format!("{}...", &content[..at]),
-        None => content,
-    };
-    (key.trim_end().to_owned(), cut, Style::new())
+    (key.trim_end().to_owned(), cut(&content), Style::new())
+}
+
+/// The beginning of a text that would fill the screen.
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text.to_owned(),
+    }
 }
 
 /// Text from outside, on one line and without what a terminal would obey.

@@ -23,7 +23,12 @@ pub(super) fn check(config: &mut Config, reader: &mut Reader<'_>) {
             "http.token_file has no effect: on TCP this version has only health and metrics, which need no token";
         reader.warn(place, what.into());
     }
-    for path in ["journal", "limits.dead_letters", "limits.dead_letter_bytes"] {
+    if let Some(place) = reader.at("hooks.run_if") {
+        let what = "`hooks.run_if` has no effect: this version of hookbus doesn't have it yet, and runs hooks always; leave \
+                    [hooks] dir out on machines that must not run them";
+        reader.warn(place, what.into());
+    }
+    for path in ["journal", "hooks.log_retention", "limits.dead_letters", "limits.dead_letter_bytes"] {
         if let Some(place) = reader.at(path) {
             reader.warn(place, format!("`{path}` has no effect: this version of hookbus doesn't have it yet"));
         }

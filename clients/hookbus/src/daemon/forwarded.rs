@@ -196,6 +196,12 @@ impl Shared {
         if let Some(next) = sessions.next.get(&session) {
             return Arc::clone(next);
         }
+        if said > 0 {
+            tracing::info!(
+                "driver: it goes on after {said} events that a daemon before this one took; what that one had not delivered when it \
+                 ended is not here"
+            );
+        }
         while sessions.order.len() >= MAX_SESSIONS
             && let Some(oldest) = sessions.order.pop_front()
         {

@@ -49,6 +49,13 @@ impl SocketFile {
         }
         let mut tried = Vec::new();
         for path in defaults {
+            // /run/hookbus may not be there yet. A directory that a configuration names has to be: it may be misspelt.
+            if let Some(directory) = path.parent().filter(|directory| !directory.exists())
+                && let Err(e) = fs::create_dir(directory)
+            {
+                tried.push(format!("{}: {e}", path.display()));
+                continue;
+            }
             match SocketFile::listen_at(path, group) {
                 Err(SocketError::Unusable { path, error }) => tried.push(format!("{}: {error}", path.display())),
                 done => return done,
@@ -77,12 +84,7 @@ impl SocketFile {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(unusable(e)),
             },
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                // One level: /run/hookbus, not a tree that a typing mistake asks for.
-                if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
-                    fs::create_dir(directory).map_err(unusable)?;
-                }
-            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(unusable(e)),
         }
         let mut temporary = path.as_os_str().to_owned();
@@ -137,7 +139,9 @@ mod tests {
     fn a_socket_that_was_left_is_replaced_and_one_in_use_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/hookbus.sock");
-        let (file, listener) = SocketFile::listen(Some(&path), &[], None).unwrap();
+        let refused = SocketFile::listen(Some(&path), &[], None).expect_err("its directory isn't there").to_string();
+        assert!(refused.contains("run/hookbus.sock: cannot listen: No such file"), "{refused}");
+        let (file, listener) = SocketFile::listen(None, std::slice::from_ref(&path), None).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let refused = SocketFile::listen(Some(&path), &[], None).expect_err("somebody listens").to_string();
         assert!(refused.contains(&format!("(process {})", std::process::id())), "{refused}");

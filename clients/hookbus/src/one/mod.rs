@@ -134,14 +134,32 @@ fn enable(args: &EnableArgs, out: &mut String) -> Result<(), OneError> {
         "{}: HM_MAD runs {} now; it was {}.\n\
          The file as it was is {}; `hookbus one disable` takes this back.\n\
          To make it take effect:  systemctl restart opennebula\n\
-         Nothing else needs a change: opennebula-hem (onehem-server), OneFlow and FireEdge find the same ports.\n\
+         {}\n\
          With several front-ends (HA), do this on each of them; the drivers of all run, events come from the leader.\n",
         path.display(),
         shown(&driver),
         shown(&now),
-        backup.display()
+        backup.display(),
+        if ports(&now) == ports(&driver) {
+            "Nothing else needs a change: opennebula-hem (onehem-server), OneFlow and FireEdge find the same ports."
+        } else {
+            "The ports or their address change: tell those who connect to them, opennebula-hem (onehem-server), OneFlow and FireEdge \
+             among them."
+        }
     );
     Ok(())
+}
+
+/// Where a driver with these arguments is found, as far as the arguments say.
+fn ports(driver: &HookDriver) -> (u16, u16, String) {
+    let arguments = driver.arguments.trim();
+    let arguments = arguments.strip_prefix("hm ").unwrap_or(arguments);
+    let (_, hm, _) = Words::split(&[arguments.into()]).read();
+    (
+        hm.publisher_port.unwrap_or(2101),
+        hm.logger_port.unwrap_or(2102),
+        hm.bind.unwrap_or_else(|| "127.0.0.1".to_owned()),
+    )
 }
 
 fn disable(args: &FileArgs, out: &mut String) -> Result<(), OneError> {
@@ -267,6 +285,8 @@ fn arguments(given: &[OsString]) -> Result<Option<String>, OneError> {
     let words = Words::split(given);
     let words = words.after_command("hm").unwrap_or_else(|| Words::split(given));
     if let Some(complaint) = words.read().2.first() {
+        // Here it is refused, where `hm` would go on.
+        let complaint = complaint.replace(" and was ignored", "").replace(" was ignored", " is not understood");
         return Err(OneError::Usage(format!("behind --: {complaint}")));
     }
     let texts: Vec<&str> = given.iter().map(|word| word.to_str().unwrap_or_default()).collect();
