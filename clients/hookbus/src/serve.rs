@@ -126,7 +126,6 @@ async fn serve(config: Config, activated: io::Result<Option<UnixListener>>, log:
     }
     tracing::info!("serve: asked to end");
     notifier.stopping();
-    notifier.status("draining");
     let broker = daemon.state.broker.clone();
     tokio::select! {
         () = daemon.shut_down(HOOKS, DRAIN) => {}

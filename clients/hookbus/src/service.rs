@@ -43,11 +43,6 @@ impl Notifier {
         self.tell(&[NotifyState::Ready, NotifyState::Status(one_line(status))]);
     }
 
-    /// What `systemctl status` shows from now on.
-    pub(crate) fn status(&self, status: &str) {
-        self.tell(&[NotifyState::Status(one_line(status))]);
-    }
-
     /// The configuration is read again; [`ready`](Notifier::ready) says when that is done.
     pub(crate) fn reloading(&self) {
         // systemd wants the time in the same message.
