@@ -55,6 +55,11 @@ impl LogId {
     pub const fn new(number: u64) -> Self {
         LogId(number)
     }
+
+    /// The number behind the id.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
 }
 
 impl fmt::Display for LogId {

@@ -107,11 +107,6 @@ fn full(broker: &Broker) -> String {
 }
 
 fn refused(error: &DecodeError) -> Problem {
-    let status = match error {
-        DecodeError::MediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        DecodeError::ReservedKey { .. } => StatusCode::FORBIDDEN,
-        DecodeError::TooMuch { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-        _ => StatusCode::BAD_REQUEST,
-    };
+    let status = StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::BAD_REQUEST);
     Problem::new(status, error.to_string())
 }

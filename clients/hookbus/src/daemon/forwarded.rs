@@ -168,7 +168,7 @@ impl Shared {
         // The driver says HELLO first.
         let gone = |_| io::Error::from(io::ErrorKind::UnexpectedEof);
         let next = wanted.wait_for(Option::is_some).await.map_err(gone)?.unwrap_or_default();
-        let log = u64::from_str_radix(&self.broker.log_id().to_string(), 16).unwrap_or_default();
+        let log = self.broker.log_id().get();
         writer.write_all(FromDaemon::Welcome { log, next }.to_string().as_bytes()).await?;
         let mut newest = self.newest.subscribe();
         let mut next_result = 0;

@@ -22,7 +22,7 @@ use hookbus_bridges::http::{Client, ClientError};
 use hookbus_bridges::opennebula::{Item, LineReader};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use crate::forward::{FromDaemon, FromDriver, PATH, PROTOCOL};
@@ -196,19 +196,21 @@ impl Shared {
         welcomed();
         self.taken(next);
         let told = Notify::new();
+        // The daemon keeps a result until it is told, and no more than fit into its queue: so this channel has a bound.
+        let (results, to_oned) = mpsc::unbounded_channel();
         tokio::select! {
-            ended = self.read(reader, lines, log, oned, &told) => ended,
+            ended = self.read(reader, lines, &results) => ended,
             ended = self.write(writer, next, log, &told) => ended,
+            ended = self.hand_over(to_oned, log, oned, &told) => ended,
         }
     }
 
+    /// Reads what the daemon says. It never waits for oned: what is taken must be heard, or the lines pile up here.
     async fn read<S: AsyncRead>(
         &self,
         mut reader: ReadHalf<S>,
         mut lines: LineReader,
-        log: u64,
-        oned: &Writer,
-        told: &Notify,
+        results: &mpsc::UnboundedSender<(u64, Bytes)>,
     ) -> io::Result<()> {
         loop {
             while let Some(item) = lines.next() {
@@ -216,21 +218,36 @@ impl Shared {
                 match FromDaemon::parse(&line).map_err(|_| strange())? {
                     (FromDaemon::Taken(number), _) => self.taken(number),
                     (FromDaemon::Result(number), result) => {
-                        if self.is_new(log, number) {
-                            let mut text = BytesMut::with_capacity(result.len() + 1);
-                            text.extend_from_slice(result);
-                            text.extend_from_slice(b"\n");
-                            // False means that oned doesn't read any more. The daemon sends the next one when it is told.
-                            let _ = oned.push(text.freeze()).await;
-                            self.state.lock().told = (log, number + 1);
-                        }
-                        told.notify_one();
+                        let mut text = BytesMut::with_capacity(result.len() + 1);
+                        text.extend_from_slice(result);
+                        text.extend_from_slice(b"\n");
+                        // The other end lives as long as the connection.
+                        let _ = results.send((number, text.freeze()));
                     }
                     (FromDaemon::Welcome { .. }, _) => return Err(strange()),
                 }
             }
             fill(&mut reader, &mut lines).await?;
         }
+    }
+
+    /// Gives results to oned, as fast as it reads, and notes which it has.
+    async fn hand_over(
+        &self,
+        mut results: mpsc::UnboundedReceiver<(u64, Bytes)>,
+        log: u64,
+        oned: &Writer,
+        told: &Notify,
+    ) -> io::Result<()> {
+        while let Some((number, text)) = results.recv().await {
+            if self.is_new(log, number) {
+                // False means that oned doesn't read any more.
+                let _ = oned.push(text).await;
+                self.state.lock().told = (log, number + 1);
+            }
+            told.notify_one();
+        }
+        std::future::pending().await
     }
 
     /// Sends lines from `next` on, and which results oned has.
