@@ -136,7 +136,7 @@ impl Ingress {
         };
         match input {
             Ok(opennebula::Input::Message { message, .. }) if matches!(self.to, To::Daemon(_)) => {
-                // The end of the input without a newline. The daemon parses it again; that is rare.
+                // The end of the input without a newline, or blanks in front. The daemon parses it again; that is rare.
                 if let (To::Daemon(forwarder), Some(key)) = (&self.to, message.keys().next()) {
                     let word = if key == b"RETRY" { "RETRY" } else { "EXECUTE" };
                     let content = String::from_utf8_lossy(message.payload());
