@@ -5,17 +5,31 @@
 //!
 //! | module | feature | carries |
 //! | --- | --- | --- |
+//! | `amqp` | `amqp` | events to AMQP 0.9.1 brokers |
 //! | `cloudevents` | `cloudevents` | what the buses agree about: events as CloudEvents 1.0, in and out |
+//! | `delivery` | `delivery` | what the buses share: names, letters, the delivery ledger, dead letters |
 //! | `http` | `http` | events published and followed over HTTP, status and metrics; server and client |
+//! | `mqtt` | `mqtt` | events to MQTT brokers |
+//! | `nats` | `nats` | events to NATS, with JetStream or without |
 //! | `opennebula` | `opennebula` | oned's driver lines, in and out, the keys of its events, and its documents |
 //! | `zeromq` | `zeromq` | events to ZeroMQ subscribers (PUB), requests of hook executors (REP), and both client sides |
 
+#[cfg(feature = "amqp")]
+pub mod amqp;
 #[cfg(feature = "cloudevents")]
 pub mod cloudevents;
+#[cfg(feature = "delivery")]
+pub mod delivery;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "mqtt")]
+pub mod mqtt;
+#[cfg(feature = "nats")]
+pub mod nats;
 #[cfg(feature = "opennebula")]
 pub mod opennebula;
+#[cfg(any(feature = "amqp", feature = "mqtt", feature = "nats"))]
+pub mod tls;
 #[cfg(feature = "zeromq")]
 pub mod zeromq;
 
