@@ -198,7 +198,7 @@ fn a_thousand_followers_come_and_go_without_a_trace() {
     let subscribers = || home.status()["subscribers"].as_array().expect("a list").len();
     let before = serve.program.descriptors();
     let mut resident = Vec::new();
-    for round in 0..4 {
+    for round in 0..10 {
         let mut followers: Vec<_> = (0..1000).map(|i| home.follow(&format!("prefix=round%2F&name={i}"))).collect();
         // The executor of hooks is one, too.
         assert_eq!(subscribers(), 1001, "round {round}");
@@ -221,8 +221,9 @@ fn a_thousand_followers_come_and_go_without_a_trace() {
         });
         resident.push(serve.program.resident_mib());
     }
-    // What the allocator keeps after the first round is there for the next; it doesn't grow by what a thousand need.
-    assert!(resident[3] <= resident[1] + 4, "MiB after each round: {resident:?}");
+    // Each thread's heap takes a few rounds to reach the size that it needs for a thousand; how many depends on which thread serves
+    // whom. From then on a round must find room in what the last one gave back: 1 kB that a follower leaves would be 4 MiB.
+    assert!(resident[9] < resident[5] + 4, "MiB after each round: {resident:?}");
     serve.stop();
 }
 
