@@ -1,4 +1,4 @@
-//! `[[bridge]]`: buses that events are published to, in a later version.
+//! `[[bridge]]`: buses that events are published to.
 //!
 //! What all of them have in common stands in [`Delivery`] and [`TlsFiles`], what only one has in a struct of its own.
 
@@ -39,6 +39,11 @@ pub(crate) struct Delivery {
     pub(crate) hwm: usize,
     /// The same in bytes; 0 is no limit.
     pub(crate) hwm_bytes: ByteSize,
+    /// How many events may be on their way to the bus without its confirmation; at least 1.
+    #[serde(deserialize_with = "super::sections::at_least_one")]
+    pub(crate) in_flight: usize,
+    /// How long the bus may take to confirm before the connection is given up and everything unconfirmed is sent again.
+    pub(crate) ack_timeout: Period,
     /// How an event is written.
     pub(crate) format: EventFormat,
     /// What names on the bus begin with.
@@ -53,6 +58,8 @@ impl Default for Delivery {
             overflow: Overflow::DropNewest,
             hwm: 10_000,
             hwm_bytes: ByteSize::mib(64),
+            in_flight: 1000,
+            ack_timeout: Period::seconds(30),
             format: EventFormat::default(),
             root: "hookbus".into(),
         }
@@ -206,6 +213,8 @@ pub(crate) struct AmqpConfig {
     pub(crate) exchange: String,
     /// What happens to an event that no queue is bound for.
     pub(crate) unroutable: Unroutable,
+    /// What the names of headers begin with, for the format `cloudevents-binary`.
+    pub(crate) header_prefix: String,
     /// The user, if not named in the URL.
     pub(crate) user: Option<String>,
     /// A file with the user's password.
@@ -214,7 +223,13 @@ pub(crate) struct AmqpConfig {
 
 impl Default for AmqpConfig {
     fn default() -> Self {
-        AmqpConfig { exchange: "hookbus".into(), unroutable: Unroutable::default(), user: None, password_file: None }
+        AmqpConfig {
+            exchange: "hookbus".into(),
+            unroutable: Unroutable::default(),
+            header_prefix: "cloudEvents_".into(),
+            user: None,
+            password_file: None,
+        }
     }
 }
 

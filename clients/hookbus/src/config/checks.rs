@@ -28,9 +28,50 @@ pub(super) fn check(config: &mut Config, reader: &mut Reader<'_>) {
                     [hooks] dir out on machines that must not run them";
         reader.warn(place, what.into());
     }
-    for path in ["journal", "hooks.log_retention", "limits.dead_letters", "limits.dead_letter_bytes"] {
-        if let Some(place) = reader.at(path) {
-            reader.warn(place, format!("`{path}` has no effect: this version of hookbus doesn't have it yet"));
+    if let Some(place) = reader.at("hooks.log_retention") {
+        reader.warn(place, "`hooks.log_retention` has no effect: this version of hookbus doesn't have it yet".into());
+    }
+    same_client_id(config, reader);
+    journal(config, reader);
+}
+
+/// The journal is on as soon as something needs it. Who switches it off all the same is told what that costs.
+fn journal(config: &mut Config, reader: &mut Reader<'_>) {
+    let spills = config.bridges.iter().find(|bridge| bridge.delivery.overflow == Overflow::Spill);
+    let needed = match spills {
+        Some(bridge) => Some(format!("bridge `{}`", bridge.name)),
+        None => (config.hooks.overflow == Overflow::Spill).then(|| "[hooks] overflow".to_owned()),
+    };
+    match (reader.at("journal.enabled"), needed) {
+        (None, needed) => config.journal.enabled = needed.is_some(),
+        (Some(place), Some(who)) if !config.journal.enabled => {
+            let what = format!(
+                "journal.enabled: {who} needs the journal; without it `spill` acts as `drop-oldest`, and what was not delivered \
+                 when hookbus ends is lost"
+            );
+            reader.warn(place, what);
+        }
+        (Some(_), _) => {}
+    }
+}
+
+/// A server of MQTT hangs up on a client when another one comes with its id, so two bridges would throw each other out for ever.
+fn same_client_id(config: &Config, reader: &mut Reader<'_>) {
+    let mut seen: Vec<(&str, &str)> = Vec::new();
+    for bridge in &config.bridges {
+        let BridgeKind::Mqtt(mqtt) = &bridge.kind else { continue };
+        let Some(id) = &mqtt.client_id else { continue };
+        match seen.iter().find(|(known, _)| known == id) {
+            None => seen.push((id, &bridge.name)),
+            Some((_, other)) => {
+                let what = format!(
+                    "bridge `{}`: client_id: bridge `{other}` has the same; a server lets only one of them in",
+                    bridge.name
+                );
+                if let Some(place) = reader.at(&format!("bridge {}", bridge.name)) {
+                    reader.error(place, what);
+                }
+            }
         }
     }
 }
@@ -87,6 +128,7 @@ pub(super) fn bridge(bridge: &BridgeConfig, path: &str, reader: &mut Reader<'_>,
         BridgeKind::Nats(nats) => {
             password(reader, path, &shown, url, nats.user.as_deref(), nats.password_file.as_ref());
             one_way_to_log_in(reader, path, &shown, url);
+            stream_covers_root(reader, path, &shown, &nats.subjects, &bridge.delivery.root, nats.jetstream);
             if !nats.jetstream {
                 for key in ["stream", "subjects", "stream_max_age", "stream_max_bytes"] {
                     if let Some(place) = reader.at(&format!("{path}.{key}")) {
@@ -111,6 +153,16 @@ pub(super) fn bridge(bridge: &BridgeConfig, path: &str, reader: &mut Reader<'_>,
         }
         BridgeKind::Amqp(amqp) => {
             password(reader, path, &shown, url, amqp.user.as_deref(), amqp.password_file.as_ref());
+            if let Some(place) = reader.at(&format!("{path}.header_prefix")) {
+                let prefix = &amqp.header_prefix;
+                if prefix.len() > 32 || !prefix.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | ':')) {
+                    let what = "header_prefix: at most 32 letters, digits, -, _ and colons; usual are cloudEvents_ and ce-";
+                    reader.error(place, format!("{shown}{what}"));
+                } else if bridge.delivery.format != EventFormat::CloudeventsBinary {
+                    let what = "header_prefix has no effect: only the format cloudevents-binary has headers";
+                    reader.warn(place, format!("{shown}{what}"));
+                }
+            }
         }
         BridgeKind::Webhook(_) => {}
     }
@@ -148,10 +200,7 @@ fn overflow(reader: &mut Reader<'_>, path: &str, shown: &str, overflow: Overflow
     let Some(place) = reader.at(&format!("{path}.overflow")) else { return };
     let what = match overflow {
         Overflow::Block => "oned can't wait: towards its events `block` acts as `drop-oldest`",
-        Overflow::Spill => {
-            "`spill` has no effect: this version of hookbus doesn't have the journal yet; it acts as `drop-oldest`"
-        }
-        Overflow::DropNewest | Overflow::DropOldest | Overflow::Disconnect => return,
+        Overflow::DropNewest | Overflow::DropOldest | Overflow::Spill | Overflow::Disconnect => return,
     };
     reader.warn(place, format!("{shown}overflow: {what}"));
 }
@@ -170,6 +219,32 @@ fn password(reader: &mut Reader<'_>, path: &str, shown: &str, url: &Url, user: O
         return;
     };
     reader.error(place, format!("{shown}password_file: {what}"));
+}
+
+/// A stream that doesn't take our subjects would never confirm anything.
+fn stream_covers_root(
+    reader: &mut Reader<'_>,
+    path: &str,
+    shown: &str,
+    subjects: &[String],
+    root: &str,
+    jetstream: bool,
+) {
+    let Some(place) = reader.at(&format!("{path}.subjects")) else { return };
+    // A pattern covers `root.>` if each of its tokens takes the root's one, and its last takes all that follow.
+    let covers = |pattern: &String| {
+        let mut root = root.split('.');
+        pattern.split('.').all(|token| match (token, root.next()) {
+            (">", _) => true,
+            ("*", Some(_)) => true,
+            (token, Some(of_root)) => token == of_root,
+            (_, None) => false,
+        }) && pattern.ends_with('>')
+    };
+    if jetstream && !subjects.iter().any(covers) {
+        let what = format!("subjects: none of them takes everything below the root, so events would go nowhere; write \"{root}.>\"");
+        reader.error(place, format!("{shown}{what}"));
+    }
 }
 
 /// NATS has several ways to say who one is; with two of them it isn't clear which is meant.

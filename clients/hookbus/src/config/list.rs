@@ -48,6 +48,8 @@ struct Type<K> {
     name: &'static str,
     /// What its URLs may begin with.
     schemes: &'static [&'static str],
+    /// Whether this version has it.
+    here: bool,
     /// The keys that only it has.
     own: fn() -> &'static [&'static str],
     /// Reads those.
@@ -57,25 +59,29 @@ struct Type<K> {
 const BRIDGES: [Type<BridgeKind>; 4] = [
     Type {
         name: "nats",
-        schemes: &["nats", "tls", "ws", "wss"],
+        schemes: &["nats", "tls"],
+        here: true,
         own: field_names::<NatsConfig>,
         kind: |reader, item| BridgeKind::Nats(reader.own(item)),
     },
     Type {
         name: "mqtt",
         schemes: &["mqtt", "mqtts"],
+        here: true,
         own: field_names::<MqttConfig>,
         kind: |reader, item| BridgeKind::Mqtt(reader.own(item)),
     },
     Type {
         name: "amqp",
         schemes: &["amqp", "amqps"],
+        here: true,
         own: field_names::<AmqpConfig>,
         kind: |reader, item| BridgeKind::Amqp(reader.own(item)),
     },
     Type {
         name: "webhook",
         schemes: &["https", "http"],
+        here: false,
         own: field_names::<WebhookConfig>,
         kind: |reader, item| BridgeKind::Webhook(reader.own(item)),
     },
@@ -85,12 +91,14 @@ const SOURCES: [Type<SourceKind>; 2] = [
     Type {
         name: "zeromq",
         schemes: &["tcp", "ipc"],
+        here: true,
         own: field_names::<ZeromqSource>,
         kind: |reader, item| SourceKind::Zeromq(reader.own(item)),
     },
     Type {
         name: "ganeti-jobs",
         schemes: &["https", "http"],
+        here: false,
         own: field_names::<GanetiJobsSource>,
         kind: |reader, item| SourceKind::GanetiJobs(reader.own(item)),
     },
@@ -174,28 +182,31 @@ impl<'t> Reader<'t> {
                 );
                 continue;
             }
-            self.warn(
-                start,
-                format!("{list} `{}` has no effect: this version of hookbus doesn't have it yet", found.name),
-            );
+            if !kind.here {
+                let what = format!(
+                    "{list} `{}` has no effect: this version of hookbus doesn't have the type {} yet",
+                    found.name, kind.name
+                );
+                self.warn(start, what);
+            }
             self.said(format!("{list} {}", found.name), start);
             names.push(found.name.clone());
-            let kind = kind(self, &found);
+            let kind = (kind.kind)(self, &found);
             items.extend(entry(self, &found, kind));
         }
         items
     }
 
     /// Looks at the keys of a table, and at its name, type and URL. Nothing if it is not clear what it is.
-    fn item<'a, K>(
+    fn item<'a, 'k, K>(
         &mut self,
         list: &'static str,
         start: usize,
         path: String,
         table: &'a DeTable<'t>,
-        types: &[Type<K>],
+        types: &'k [Type<K>],
         common: &[&'static str],
-    ) -> Option<(Item<'a, 't>, ReadKind<K>)> {
+    ) -> Option<(Item<'a, 't>, &'k Type<K>)> {
         let said = |key: &str| table.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value);
         // In a problem a table is called by its name, if it has one.
         let called = said("name").and_then(|value| value.get_ref().as_str());
@@ -227,7 +238,7 @@ impl<'t> Reader<'t> {
             self.error(place, what);
             return None;
         }
-        Some((Item { name, url, table, path, shown: format!("{shown}: ") }, this_type.kind))
+        Some((Item { name, url, table, path, shown: format!("{shown}: ") }, this_type))
     }
 
     fn unknown_keys<K>(

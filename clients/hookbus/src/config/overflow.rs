@@ -21,7 +21,7 @@ pub(crate) enum Overflow {
 }
 
 impl Overflow {
-    /// The policy of a queue in memory. Without a journal nothing can spill, so the oldest make room.
+    /// The policy of a queue. Where there is no journal, one that would spill drops its oldest.
     pub(crate) const fn in_memory(self) -> InMemory {
         match self {
             Overflow::DropNewest => InMemory::DropNewest,

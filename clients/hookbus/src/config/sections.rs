@@ -72,10 +72,12 @@ pub(crate) struct HttpConfig {
     pub(crate) token_file: Option<PathBuf>,
 }
 
-/// `[journal]`: events on disk, in a later version.
+/// `[journal]`: events on disk.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub(crate) struct JournalConfig {
+    /// Whether there is one. Unless it is said, there is where something needs it: a bridge that goes on where it was, `spill`.
+    pub(crate) enabled: bool,
     /// Its directory; `journal` below the state directory unless set.
     pub(crate) path: Option<PathBuf>,
     /// What it may hold before the oldest go. At least 1 MiB.
@@ -90,6 +92,7 @@ pub(crate) struct JournalConfig {
 impl Default for JournalConfig {
     fn default() -> Self {
         JournalConfig {
+            enabled: false,
             path: None,
             max_bytes: ByteSize::mib(1024),
             max_age: Period::ZERO,
@@ -98,7 +101,7 @@ impl Default for JournalConfig {
     }
 }
 
-/// What an event that the journal has acknowledged survives.
+/// What an event that was acknowledged survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Durability {
@@ -170,7 +173,7 @@ pub(crate) struct LimitsConfig {
     /// How many HTTP connections there may be, requests and followers of events together.
     #[serde(deserialize_with = "at_least_one")]
     pub(crate) http_connections: usize,
-    /// How many dead letters are kept, and how many bytes of them, in a later version; the oldest go first.
+    /// How many dead letters are kept, and how many bytes of them; the oldest go first.
     pub(crate) dead_letters: usize,
     pub(crate) dead_letter_bytes: ByteSize,
 }

@@ -1,4 +1,4 @@
-//! `[[source]]`: where events come from besides oned's pipe and HTTP, in a later version.
+//! `[[source]]`: where events come from besides oned's pipe and HTTP.
 
 use std::path::PathBuf;
 

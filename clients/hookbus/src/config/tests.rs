@@ -22,11 +22,8 @@ fn told(text: &str) -> Vec<String> {
     problems.collect()
 }
 
-/// What is told apart from the warning that bridges have no effect.
 fn told_of_bridge(keys: &str) -> Vec<String> {
-    let mut told = told(&format!("[[bridge]]\nname = \"b\"\n{keys}"));
-    told.retain(|told| !told.contains("`b` has no effect"));
-    told
+    told(&format!("[[bridge]]\nname = \"b\"\n{keys}"))
 }
 
 #[test]
@@ -221,9 +218,18 @@ fn keys_that_do_not_fit_together_are_told() {
             "5:12 Warning bridge `b`: overflow: oned can't wait",
         ),
         (
-            "type = \"mqtt\"\nurl = \"mqtt://h\"\noverflow = \"spill\"",
-            "5:12 Warning bridge `b`: overflow: `spill` has no effect",
+            "type = \"nats\"\nurl = \"nats://h\"\nroot = \"one\"\nsubjects = [\"hookbus.>\", \"one.*.state.>\"]",
+            "6:12 Error bridge `b`: subjects: none of them takes everything below the root",
         ),
+        (
+            "type = \"amqp\"\nurl = \"amqp://h\"\nheader_prefix = \"a b\"",
+            "5:17 Error bridge `b`: header_prefix: at most 32 letters",
+        ),
+        (
+            "type = \"amqp\"\nurl = \"amqp://h\"\nheader_prefix = \"ce-\"",
+            "5:17 Warning bridge `b`: header_prefix has no effect",
+        ),
+        ("type = \"mqtt\"\nurl = \"mqtt://h\"\nin_flight = 0", "5:13 Error bridge `b`: in_flight: 0 is too little"),
     ] {
         let told = told_of_bridge(keys);
         assert!(matches!(&told[..], [one] if one.starts_with(expected)), "{keys}: {told:?}");
@@ -237,11 +243,6 @@ fn what_has_no_effect_is_a_warning() {
     for (text, expected) in [
         ("state_dir = \"state\"", "1:13 Warning state_dir: `state` depends on where a program is started"),
         ("[hooks]\ndir = \"~/hooks\"", "2:7 Warning hooks.dir: `~/hooks` depends on where a program is started"),
-        (
-            "[journal]\nmax_age = \"7d\"",
-            "1:1 Warning `journal` has no effect: this version of hookbus doesn't have it yet",
-        ),
-        ("[limits]\ndead_letters = 5", "2:16 Warning `limits.dead_letters` has no effect"),
         ("[http]\ntoken_file = \"/t\"", "2:14 Warning http.token_file has no effect"),
         (
             "[hooks]\noverflow = \"block\"",
@@ -253,8 +254,12 @@ fn what_has_no_effect_is_a_warning() {
             "4:13 Warning hooks.hwm_bytes: 65MiB are never reached",
         ),
         (
-            "[[bridge]]\nname = \"a\"\ntype = \"nats\"\nurl = \"nats://h\"",
+            "[[bridge]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"https://h\"\noverflow = \"drop-oldest\"",
             "1:1 Warning bridge `a` has no effect: this version",
+        ),
+        (
+            "[journal]\nenabled = false\n[[bridge]]\nname = \"a\"\ntype = \"nats\"\nurl = \"nats://h\"",
+            "2:11 Warning journal.enabled: bridge `a` needs the journal; without it",
         ),
         (
             "[[source]]\nname = \"a\"\ntype = \"ganeti-jobs\"\nurl = \"https://h\"",
@@ -266,6 +271,33 @@ fn what_has_no_effect_is_a_warning() {
         assert!(read(text).strict().is_ok(), "{text}");
     }
     assert_eq!(told("[broker]\nmax_bytes = \"64MiB\""), [""; 0], "nobody is warned of a default");
+}
+
+#[test]
+fn two_bridges_with_one_client_id_would_throw_each_other_out() {
+    let one = "type = \"mqtt\"\nurl = \"mqtt://h\"\nclient_id = \"x\"\n";
+    let told = told(&format!("[[bridge]]\nname = \"a\"\n{one}[[bridge]]\nname = \"b\"\n{one}"));
+    assert!(matches!(&told[..], [one] if one.contains("Error bridge `b`: client_id: bridge `a` has the same")), "{told:?}");
+}
+
+#[test]
+fn the_journal_is_on_as_soon_as_something_needs_it() {
+    let bridge = |keys: &str| format!("[[bridge]]\nname = \"b\"\n{keys}\n");
+    for (text, on) in [
+        (String::new(), false),
+        ("[journal]\nmax_age = \"7d\"".into(), false),
+        ("[journal]\nenabled = true".into(), true),
+        ("[journal]\nenabled = false".into(), false),
+        ("[hooks]\noverflow = \"spill\"".into(), true),
+        (bridge("type = \"nats\"\nurl = \"nats://h\""), true),
+        (bridge("type = \"nats\"\nurl = \"nats://h\"\njetstream = false"), false),
+        (bridge("type = \"nats\"\nurl = \"nats://h\"\noverflow = \"drop-oldest\""), false),
+        (bridge("type = \"mqtt\"\nurl = \"mqtt://h\"\nqos = 0"), false),
+        (bridge("type = \"mqtt\"\nurl = \"mqtt://h\"\nqos = 0\noverflow = \"spill\""), true),
+        (bridge("type = \"amqp\"\nurl = \"amqp://h\""), true),
+    ] {
+        assert_eq!(right(&text).journal.enabled, on, "{text}");
+    }
 }
 
 #[test]
@@ -308,7 +340,7 @@ fn the_sample_is_the_default() {
     assert!(config.state_dir.take().is_some());
     assert!(config.http.socket.take().is_some() && config.http.group.take().is_some());
     assert!(config.http.token_file.take().is_some() && !std::mem::take(&mut config.http.listen).is_empty());
-    assert!(config.journal.path.take().is_some());
+    assert!(config.journal.path.take().is_some() && std::mem::take(&mut config.journal.enabled));
     assert!(config.hooks.dir.take().is_some() && config.hooks.run_if.take().is_some());
     assert!(config.log.file.take().is_some());
     let (sources, bridges) = (std::mem::take(&mut config.sources), std::mem::take(&mut config.bridges));
