@@ -116,6 +116,14 @@ impl Client {
         whole(self.send(request).await?.into_body()).await
     }
 
+    /// Asks for something to be deleted.
+    ///
+    /// # Errors
+    /// When there is no daemon, or no success.
+    pub async fn delete(&self, path: &str) -> Result<(), ClientError> {
+        self.send(request(Method::DELETE, path, &[], Bytes::new())?).await.map(drop)
+    }
+
     /// Follows events from now on; `query` is the query string of `/v1/events`. One that has followed before gives the last id
     /// that it has seen.
     ///

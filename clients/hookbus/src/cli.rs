@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::cursor::CursorCommand;
+use crate::dlq::DlqCommand;
 use crate::hm::args::{HmArgs, Words};
 use crate::log::Format;
 use crate::one::OneCommand;
@@ -58,7 +60,7 @@ enum Command {
     /// Replays what a real OpenNebula did through a broker with a ZeroMQ port on this machine, shows what happens to
     /// it, and prints commands with which you can subscribe from another terminal. Nothing that runs here is disturbed.
     Demo(DemoArgs),
-    /// Run as a service: ZeroMQ ports, HTTP, hooks
+    /// Run as a service: ZeroMQ ports, HTTP, bridges, hooks
     ///
     /// It ends in order on SIGTERM, and reads hooks again on SIGHUP.
     Serve,
@@ -70,6 +72,12 @@ enum Command {
     Publish(PublishArgs),
     /// Show how the daemon, its subscribers and its hooks stand
     Status(StatusArgs),
+    /// Look at events that a bus has refused, and send them again
+    #[command(subcommand)]
+    Dlq(DlqCommand),
+    /// Look at where durable subscribers stand in the journal
+    #[command(subcommand)]
+    Cursor(CursorCommand),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -128,6 +136,10 @@ pub(crate) enum Invocation {
     Publish(GlobalArgs, PublishArgs),
     /// Show the daemon's status.
     Status(GlobalArgs, StatusArgs),
+    /// Look at dead letters, send them again.
+    Dlq(GlobalArgs, DlqCommand),
+    /// Look at cursors.
+    Cursor(GlobalArgs, CursorCommand),
     /// Look at the configuration.
     Config(GlobalArgs, ConfigCommand),
     /// Change OpenNebula's configuration.
@@ -157,6 +169,8 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Invocation, clap::Error> {
         Command::Tail(args) => Invocation::Tail(cli.global, args),
         Command::Publish(args) => Invocation::Publish(cli.global, args),
         Command::Status(args) => Invocation::Status(cli.global, args),
+        Command::Dlq(command) => Invocation::Dlq(cli.global, command),
+        Command::Cursor(command) => Invocation::Cursor(cli.global, command),
         Command::Config(command) => Invocation::Config(cli.global, command),
         Command::One(command) => Invocation::One(command),
         Command::Completions { shell } => Invocation::Completions(completions(shell)),

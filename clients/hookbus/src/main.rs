@@ -6,10 +6,13 @@
 mod cli;
 mod client;
 mod config;
+mod cursor;
 mod daemon;
 mod demo;
+mod dlq;
 mod forward;
 mod hm;
+mod listing;
 mod log;
 mod one;
 mod process;
@@ -34,6 +37,8 @@ fn main() -> ExitCode {
         Ok(Invocation::Status(global, args)) => status::run(&global, &args),
         Ok(Invocation::Config(global, ConfigCommand::Check)) => config::command::check(global.config.as_deref()),
         Ok(Invocation::Config(global, ConfigCommand::Show)) => config::command::show(global.config.as_deref()),
+        Ok(Invocation::Dlq(global, command)) => dlq::run(&global, command),
+        Ok(Invocation::Cursor(global, command)) => cursor::run(&global, command),
         Ok(Invocation::One(command)) => one::run(&command),
         Ok(Invocation::Completions(script)) => config::command::printed(&script, 0),
         Err(e) => {

@@ -1,17 +1,16 @@
 //! `hookbus status`: the daemon, its subscribers and its hooks, on one screen.
 
 use std::fmt::Write as _;
-use std::io::Write;
 use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use hookbus_bridges::http::Client;
 use serde_json::Value;
-use unicode_width::UnicodeWidthStr;
 
 use crate::cli::GlobalArgs;
 use crate::client::{self, ClientArgs, Failure};
+use crate::listing::{DIM, Output, bytes, duration, grouped, limit, list, number, print, string, table};
 
 /// How it is shown.
 #[derive(Clone, Debug, Args)]
@@ -23,15 +22,6 @@ pub(crate) struct StatusArgs {
     pub(crate) client: ClientArgs,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// For people
-    #[default]
-    Pretty,
-    /// The whole answer of /v1/status
-    Json,
-}
-
 /// Asks once and prints.
 pub(crate) fn run(global: &GlobalArgs, args: &StatusArgs) -> ExitCode {
     client::run(global, &args.client, async |client| status(&client, args).await)
@@ -41,18 +31,10 @@ async fn status(client: &Client, args: &StatusArgs) -> Result<(), Failure> {
     let answer = client.get("/v1/status").await?;
     let status: Value = serde_json::from_slice(&answer)
         .map_err(|e| Failure::Work(format!("the daemon's answer can't be understood: {e}")))?;
-    let text = match args.output {
-        Output::Pretty => pretty(&status),
-        Output::Json => format!("{status:#}\n"),
-    };
-    let mut out = anstream::stdout();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
+    print(&status, args.output, pretty)
 }
 
 const STRONG: Style = Style::new().bold();
-const DIM: Style = Style::new().dimmed();
 const SLOW: Style = AnsiColor::Yellow.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
 
@@ -198,76 +180,6 @@ fn filters(subscriber: &Value) -> String {
             let one = format!("\"{}\"", string(one).escape_default());
             if count > 1 { format!("{one} and {} more", count - 1) } else { one }
         }
-    }
-}
-
-/// Columns as wide as they need to be; those from `numbers` on are numbers and stand to the right.
-fn table(heads: &[&str], numbers: usize, rows: Vec<(Style, Vec<String>)>, text: &mut String) {
-    let widths: Vec<usize> = (0..heads.len())
-        .map(|i| rows.iter().map(|(_, cells)| cells[i].width()).chain([heads[i].width()]).max().unwrap_or(0))
-        .collect();
-    let mut row = |style: Style, cells: &[String]| {
-        let mut line = String::new();
-        for (i, cell) in cells.iter().enumerate() {
-            let fill = " ".repeat(widths[i].saturating_sub(cell.width()));
-            let (before, after) =
-                if i >= numbers && i + 1 < heads.len() { (fill.as_str(), "") } else { ("", fill.as_str()) };
-            let _ = write!(line, "{before}{cell}{after}  ");
-        }
-        let _ = writeln!(text, "{style}{}{style:#}", line.trim_end());
-    };
-    let heads: Vec<String> = heads.iter().map(|head| (*head).to_owned()).collect();
-    row(Style::new(), &[]);
-    row(DIM, &heads);
-    for (style, cells) in rows {
-        row(style, &cells);
-    }
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
-}
-
-fn string(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
-}
-
-fn number(value: &Value) -> u64 {
-    value.as_u64().unwrap_or_default()
-}
-
-/// `1,234,567`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-fn limit(number: u64) -> String {
-    if number == 0 { "none".into() } else { grouped(number) }
-}
-
-fn bytes(bytes: u64) -> String {
-    match bytes {
-        0..1024 => format!("{bytes} B"),
-        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
-        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
-    }
-}
-
-fn duration(seconds: u64) -> String {
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds} s"),
-        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
-        (0, ..) => format!("{hours} h {minutes} min"),
-        _ => format!("{days} d {hours} h"),
     }
 }
 

@@ -36,7 +36,8 @@ pub(crate) fn show(path: Option<&Path>) -> ExitCode {
 fn checked(path: Option<&Path>) -> (String, u8) {
     let file = path.unwrap_or(Path::new(DEFAULT_PATH));
     let absent = path.is_none() && !file.exists();
-    let problems = Reading::of_file(path).problems;
+    let Reading { config, mut problems } = Reading::of_file(path);
+    problems.extend(super::files::problems(&config, file));
     let count = |severity| problems.iter().filter(|problem| problem.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     let mut text: String = problems.iter().map(line).collect();

@@ -18,6 +18,7 @@
 mod bridge;
 mod checks;
 pub(crate) mod command;
+mod files;
 mod list;
 mod overflow;
 mod paths;
