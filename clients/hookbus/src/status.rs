@@ -1,4 +1,4 @@
-//! `hookbus status`: the daemon, its subscribers and its hooks, on one screen.
+//! `hookbus status`: the daemon, its journal, sources, bridges, hooks and subscribers, on one screen.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -92,9 +92,105 @@ fn pretty(status: &Value) -> String {
         let lost = if lost > 0 { format!(", {BAD}{} lost{BAD:#}", grouped(lost)) } else { String::new() };
         line("driver", &format!("{connected}, forwarded {} events{lost}", grouped(number(&driver["taken_in"]))));
     }
+    journal(&status["journal"], &mut text);
+    for source in list(&status["sources"]) {
+        self::source(source, &mut text);
+    }
     hooks(&status["hooks"], &mut text);
+    bridges(list(&status["bridges"]), &mut text);
     subscribers(list(&status["subscribers"]), &mut text);
     text
+}
+
+fn journal(journal: &Value, text: &mut String) {
+    if journal.is_null() {
+        return;
+    }
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{DIM}{name:<10}{DIM:#}{value}");
+    };
+    let size = |field: &str| bytes(number(&journal[field]));
+    line(
+        "journal",
+        &format!(
+            "{}: {} of {}, events {} to {}",
+            string(&journal["path"]),
+            size("bytes"),
+            size("max_bytes"),
+            journal["first"],
+            journal["last"]
+        ),
+    );
+    if let Some(failing) = journal["failing"].as_str() {
+        line("", &format!("{BAD}{failing}{BAD:#}"));
+    }
+    for damage in list(&journal["damage"]) {
+        line("", &format!("{SLOW}{}{SLOW:#}", string(damage)));
+    }
+    let orphans: Vec<&str> = list(&journal["orphans"]).iter().map(string).collect();
+    if !orphans.is_empty() {
+        let names = orphans.join(", ");
+        line("", &format!("orphaned cursors: {names}; `hookbus cursor delete` removes them"));
+    }
+    let dead = number(&journal["dead_letters"]);
+    if dead > 0 {
+        line("", &format!("{SLOW}{} dead letters{SLOW:#}; `hookbus dlq list` shows them", grouped(dead)));
+    }
+}
+
+fn source(source: &Value, text: &mut String) {
+    let state = string(&source["state"]);
+    let style = if state == "connected" { Style::new() } else { SLOW };
+    let reason = source["reason"].as_str().map_or_else(String::new, |reason| format!(": {reason}"));
+    let _ = writeln!(
+        text,
+        "{DIM}{:<10}{DIM:#}{} ({}) {style}{state}{reason}{style:#}; {} events, connected {} times, {} skipped",
+        "source",
+        string(&source["name"]),
+        string(&source["address"]),
+        grouped(number(&source["events"])),
+        grouped(number(&source["connects"])),
+        grouped(number(&source["skipped"])),
+    );
+}
+
+/// The bridge that is farthest behind comes first; one that is in trouble says why.
+fn bridges(all: &[Value], text: &mut String) {
+    if all.is_empty() {
+        return;
+    }
+    let mut all: Vec<&Value> = all.iter().collect();
+    let trouble = |bridge: &Value| string(&bridge["state"]) != "ready";
+    all.sort_by_key(|bridge| std::cmp::Reverse((trouble(bridge), number(&bridge["lag_events"]))));
+    let rows = all.iter().map(|bridge| {
+        let lost = number(&bridge["dropped"]) + number(&bridge["dead"]) > 0;
+        let style = match (trouble(bridge), lost) {
+            (true, _) => BAD,
+            (false, true) => SLOW,
+            _ => Style::new(),
+        };
+        let count = |field: &str| grouped(number(&bridge[field]));
+        let cells = vec![
+            format!("{} {}", string(&bridge["kind"]), string(&bridge["name"])),
+            string(&bridge["state"]).to_owned(),
+            count("lag_events"),
+            format!("{} s", count("lag_seconds")),
+            count("in_flight"),
+            count("confirmed"),
+            count("retried"),
+            count("dropped"),
+            count("dead"),
+            string(&bridge["address"]).to_owned(),
+        ];
+        (style, cells)
+    });
+    let heads = ["BRIDGE", "STATE", "BEHIND", "FOR", "IN FLIGHT", "CONFIRMED", "RETRIED", "DROPPED", "DEAD", "WHERE"];
+    table(&heads, 2, rows.collect(), text);
+    for bridge in all {
+        if let Some(reason) = bridge["reason"].as_str() {
+            let _ = writeln!(text, "{DIM}{}:{DIM:#} {reason}", string(&bridge["name"]));
+        }
+    }
 }
 
 fn hooks(hooks: &Value, text: &mut String) {
@@ -207,6 +303,27 @@ mod tests {
         assert!(rows[1].starts_with("zeromq slow:2") && rows[1].ends_with("slow"), "{text}");
         assert!(rows[2].starts_with("zeromq fast:1") && rows[2].ends_with("1,234,567"), "{text}");
         assert!(text.starts_with("hookbus 1 (serve), process 7, up 1 h 1 min\n"), "{text}");
+    }
+
+    #[test]
+    fn a_bridge_in_trouble_says_why() {
+        let bridge = |name: &str, state: &str, lag: u64| {
+            json!({"name": name, "kind": "nats", "state": state, "lag_events": lag, "lag_seconds": 3, "in_flight": 1, "confirmed": 5000,
+                   "retried": 2, "dropped": 0, "dead": 0, "address": "nats://h:4222"})
+        };
+        let mut down = bridge("down", "connecting", 4000);
+        down["reason"] = "connection refused".into();
+        let journal = json!({"path": "/j", "bytes": 2048, "max_bytes": 4096, "first": 1, "last": 9, "orphans": ["old"], "dead_letters": 3});
+        let text = pretty(&json!({"bridges": [bridge("up", "ready", 0), down], "journal": journal}));
+        let text = anstream::adapter::strip_str(&text).to_string();
+        let rows: Vec<_> = text.lines().filter(|line| line.starts_with("nats")).collect();
+        assert!(rows[0].starts_with("nats down  connecting   4,000  3 s"), "{text}");
+        assert!(rows[1].starts_with("nats up    ready"), "{text}");
+        assert!(text.contains("\ndown: connection refused\n"), "{text}");
+        assert!(
+            text.contains("/j: 2.0 KiB of 4.0 KiB, events 1 to 9") && text.contains("orphaned cursors: old;"),
+            "{text}"
+        );
     }
 
     #[test]

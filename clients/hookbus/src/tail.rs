@@ -37,7 +37,7 @@ pub(crate) struct TailArgs {
     /// How events are shown
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
-    /// Begin in the past: earliest, an offset, or a time (needs a journal, which this version doesn't have yet)
+    /// Begin in the past, as far as the journal reaches: earliest, an offset, or a time such as 2026-11-22T10:00:00Z or 15m (ago)
     #[arg(long, value_name = "WHERE")]
     from: Option<String>,
     /// End after that many events

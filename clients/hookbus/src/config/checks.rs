@@ -155,8 +155,11 @@ pub(super) fn bridge(bridge: &BridgeConfig, path: &str, reader: &mut Reader<'_>,
             password(reader, path, &shown, url, amqp.user.as_deref(), amqp.password_file.as_ref());
             if let Some(place) = reader.at(&format!("{path}.header_prefix")) {
                 let prefix = &amqp.header_prefix;
-                if prefix.len() > 32 || !prefix.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | ':')) {
-                    let what = "header_prefix: at most 32 letters, digits, -, _ and colons; usual are cloudEvents_ and ce-";
+                if prefix.len() > 32
+                    || !prefix.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | ':'))
+                {
+                    let what =
+                        "header_prefix: at most 32 letters, digits, -, _ and colons; usual are cloudEvents_ and ce-";
                     reader.error(place, format!("{shown}{what}"));
                 } else if bridge.delivery.format != EventFormat::CloudeventsBinary {
                     let what = "header_prefix has no effect: only the format cloudevents-binary has headers";
@@ -242,7 +245,9 @@ fn stream_covers_root(
         }) && pattern.ends_with('>')
     };
     if jetstream && !subjects.iter().any(covers) {
-        let what = format!("subjects: none of them takes everything below the root, so events would go nowhere; write \"{root}.>\"");
+        let what = format!(
+            "subjects: none of them takes everything below the root, so events would go nowhere; write \"{root}.>\""
+        );
         reader.error(place, format!("{shown}{what}"));
     }
 }

@@ -277,7 +277,10 @@ fn what_has_no_effect_is_a_warning() {
 fn two_bridges_with_one_client_id_would_throw_each_other_out() {
     let one = "type = \"mqtt\"\nurl = \"mqtt://h\"\nclient_id = \"x\"\n";
     let told = told(&format!("[[bridge]]\nname = \"a\"\n{one}[[bridge]]\nname = \"b\"\n{one}"));
-    assert!(matches!(&told[..], [one] if one.contains("Error bridge `b`: client_id: bridge `a` has the same")), "{told:?}");
+    assert!(
+        matches!(&told[..], [one] if one.contains("Error bridge `b`: client_id: bridge `a` has the same")),
+        "{told:?}"
+    );
 }
 
 #[test]
