@@ -21,7 +21,9 @@ use crate::wait::{Patience, TASK_LOOKS, THREAD_LOOKS, block_on};
 /// The broker. Clones are handles to the same one.
 #[derive(Clone)]
 pub struct Broker {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
+    #[cfg(feature = "journal")]
+    pub(crate) life: Arc<crate::journal::Life>,
 }
 
 impl Default for Broker {
@@ -39,7 +41,12 @@ impl fmt::Debug for Broker {
 impl Broker {
     /// A broker of its own.
     pub fn new(options: BrokerOptions) -> Self {
-        Broker { shared: Arc::new(Shared::new(options)) }
+        let shared = Arc::new(Shared::new(options));
+        Broker {
+            #[cfg(feature = "journal")]
+            life: crate::journal::Life::new(Arc::clone(&shared)),
+            shared,
+        }
     }
 
     /// Publishes, waiting while a subscription with [`Overflow::Block`](crate::Overflow::Block) is full. Cancelling the
@@ -48,7 +55,10 @@ impl Broker {
     /// # Errors
     /// When the broker is closed, or the message breaks a limit.
     pub async fn publish(&self, mut message: Message) -> Result<Offset, PublishError> {
-        self.wait_for_room(|waiter| self.shared.publish_one(&mut message, Pressure::Refuse, waiter)).await
+        let attempt = |waiter: Option<&Arc<Waiter>>| self.shared.publish_one(&mut message, Pressure::Refuse, waiter);
+        let offset = self.wait_for_room(attempt).await?;
+        self.journaled(offset).await?;
+        Ok(offset)
     }
 
     /// Publishes as [`publish`](Broker::publish) does, blocking this thread while it waits.
@@ -59,7 +69,7 @@ impl Broker {
         let mut patience = Patience::up_to(THREAD_LOOKS);
         loop {
             match self.shared.publish_one(&mut message, Pressure::Refuse, None) {
-                Ok(offset) => return Ok(offset),
+                Ok(offset) => return self.journaled_blocking(offset).map(|()| offset),
                 Err(TryPublishError::Refused(e)) => return Err(e),
                 Err(TryPublishError::WouldBlock) if patience.look_again() => patience.pause(),
                 Err(TryPublishError::WouldBlock) => return block_on(self.publish(message)),
@@ -93,12 +103,19 @@ impl Broker {
     /// When the first message can't be published; then nothing was.
     pub async fn publish_batch(&self, batch: &mut VecDeque<Message>) -> Result<usize, PublishError> {
         let mut done = 0;
+        let mut last = None;
         while !batch.is_empty() {
             match self.wait_for_room(|waiter| self.shared.publish_many(batch, Pressure::Refuse, waiter)).await {
-                Ok(count) => done += count,
+                Ok((count, offset)) => {
+                    done += count;
+                    last = offset.or(last);
+                }
                 Err(e) if done == 0 => return Err(e),
                 Err(_) => break,
             }
+        }
+        if let Some(last) = last {
+            self.journaled(last).await?;
         }
         Ok(done)
     }
@@ -116,7 +133,7 @@ impl Broker {
     /// # Errors
     /// When the first message can't be published; then nothing was.
     pub fn try_publish_batch(&self, batch: &mut VecDeque<Message>) -> Result<usize, TryPublishError> {
-        self.shared.publish_many(batch, Pressure::Refuse, None)
+        self.shared.publish_many(batch, Pressure::Refuse, None).map(|(count, _)| count)
     }
 
     /// Publishes messages from the front of `batch` without ever waiting, as [`publish_now`](Broker::publish_now) does.
@@ -124,7 +141,32 @@ impl Broker {
     /// # Errors
     /// When the first message can't be published; then nothing was.
     pub fn publish_batch_now(&self, batch: &mut VecDeque<Message>) -> Result<usize, PublishError> {
-        self.shared.publish_many(batch, Pressure::DropOldest, None).map_err(never_blocks)
+        self.shared.publish_many(batch, Pressure::DropOldest, None).map(|(count, _)| count).map_err(never_blocks)
+    }
+
+    /// Waits until the journal, if there is one, has the message.
+    #[cfg(feature = "journal")]
+    async fn journaled(&self, offset: Offset) -> Result<(), PublishError> {
+        match self.shared.journal.get() {
+            Some(attached) => attached.journaled(offset).await,
+            None => Ok(()),
+        }
+    }
+
+    #[cfg(feature = "journal")]
+    fn journaled_blocking(&self, offset: Offset) -> Result<(), PublishError> {
+        block_on(self.journaled(offset))
+    }
+
+    #[cfg(not(feature = "journal"))]
+    #[expect(clippy::unused_async, reason = "with a journal there is something to wait for")]
+    async fn journaled(&self, _: Offset) -> Result<(), PublishError> {
+        Ok(())
+    }
+
+    #[cfg(not(feature = "journal"))]
+    fn journaled_blocking(&self, _: Offset) -> Result<(), PublishError> {
+        Ok(())
     }
 
     /// Tries again each time that those who had refused have made room.
@@ -187,9 +229,10 @@ impl Broker {
         group.flatten().map_or_else(Vec::new, |group| group.first_prefixes(most))
     }
 
-    /// The name of the log that offsets count in, the first half of each [`EventId`](crate::EventId).
+    /// The name of the log that offsets count in, the first half of each [`EventId`](crate::EventId): the journal's from when
+    /// one is attached.
     pub fn log_id(&self) -> LogId {
-        self.shared.options.log_id
+        self.shared.log_id_of(Offset::new(u64::MAX - 1))
     }
 }
 
@@ -269,7 +312,7 @@ impl Shared {
         tell_waiters(waiters);
     }
 
-    fn close(&self) {
+    pub(crate) fn close(&self) {
         let members = self.with_publishing(|p| {
             p.closed = true;
             p.members.values().cloned().collect::<Vec<_>>()

@@ -23,6 +23,10 @@ pub enum PublishError {
         /// Their length in bytes.
         length: usize,
     },
+    /// The journal can't take it.
+    #[error("publish: {0}")]
+    #[cfg(feature = "journal")]
+    Journal(#[from] crate::journal::JournalFault),
     /// A payload larger than [`MAX_PAYLOAD_BYTES`].
     #[error("publish: the payload has {length} bytes; at most {MAX_PAYLOAD_BYTES} are possible")]
     PayloadTooLarge {

@@ -36,6 +36,8 @@ mod block;
 mod broker;
 mod error;
 mod group;
+#[cfg(feature = "journal")]
+mod journal;
 mod lane;
 mod member;
 mod message;
@@ -49,6 +51,11 @@ mod wait;
 
 pub use broker::Broker;
 pub use error::{EndReason, PublishError, TryPublishError, TryRecvError};
+#[cfg(feature = "journal")]
+pub use journal::{
+    CursorInfo, Damage, Disk, Durability, DurableSubscription, Journal, JournalError, JournalFault, JournalHandle,
+    JournalHold, JournalOptions, JournalStats, Lag, OpenReport, Start, SystemDisk,
+};
 pub use message::{
     Clock, Delivery, EventId, Gap, LogId, MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES, Message, Offset, Origin,
     Received, SystemClock, Timestamp,

@@ -230,8 +230,9 @@ impl Subscription {
     }
 
     fn message(&self, block: BlockPtr, at: u32, mask: u32) -> MessageRef<'_> {
-        let log = self.handle.shared.options.log_id;
-        MessageRef { record: Record { block, at }, mask, log, batch: std::marker::PhantomData }
+        let record = Record { block, at };
+        let log = self.handle.shared.log_id_of(record.offset());
+        MessageRef { record, mask, log, batch: std::marker::PhantomData }
     }
 }
 
@@ -278,6 +279,12 @@ impl SubscriptionHandle {
     /// Its counters; `None` once the [`Subscription`] is gone.
     pub fn stats(&self) -> Option<SubscriptionStats> {
         self.shared.stats_of(&self.member)
+    }
+
+    /// Why it has ended, if it has.
+    #[cfg(feature = "journal")]
+    pub(crate) fn end(&self) -> Option<EndReason> {
+        self.member.end_reason()
     }
 
     /// Ends the subscription: nothing more is queued, what is queued can still be read.
@@ -371,6 +378,12 @@ impl<'a> MessageRef<'a> {
     /// The identity that it brought from elsewhere.
     pub fn origin(&self) -> Option<&'a Origin> {
         self.record.origin().map(|origin| &**origin)
+    }
+
+    /// The keys side by side, and where each ends.
+    #[cfg(feature = "journal")]
+    pub(crate) fn raw_keys(&self) -> (&'a [u8], &'a [u16]) {
+        self.record.keys()
     }
 
     /// All its keys, in order.

@@ -55,7 +55,7 @@ use crate::error::{PublishError, TryPublishError};
 use crate::group::{Group, GroupRef, Index, Sets};
 use crate::lane::{ALL_KEYS, Feed, Lane};
 use crate::member::Member;
-use crate::message::{MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES, Message, Offset, Timestamp};
+use crate::message::{LogId, MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES, Message, Offset, Timestamp};
 use crate::options::BrokerOptions;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 use crate::tree::PrefixTree;
@@ -90,11 +90,13 @@ pub(crate) struct Shared {
     block_payload_bytes: usize,
     pub(crate) abandoned: AtomicU64,
     pool: Mutex<Vec<BlockPtr>>,
+    #[cfg(feature = "journal")]
+    pub(crate) journal: std::sync::OnceLock<crate::journal::Attached>,
 }
 
 /// What publishers own.
 pub(crate) struct Publishing {
-    next: u64,
+    pub(crate) next: u64,
     pub(crate) closed: bool,
     open: Option<Open>,
     /// The number of the open block, never used again: an address may be.
@@ -229,6 +231,8 @@ impl Shared {
             held: AtomicUsize::new(0),
             abandoned: AtomicU64::new(0),
             pool: Mutex::new(Vec::new()),
+            #[cfg(feature = "journal")]
+            journal: std::sync::OnceLock::new(),
         }
     }
 
@@ -264,15 +268,17 @@ impl Shared {
         result
     }
 
-    /// Publishes messages from the front of `batch`, and takes those from it that were accepted. Returns how many that were.
+    /// Publishes messages from the front of `batch`, and takes those from it that were accepted. Returns how many that were,
+    /// and the offset of the last.
     pub(crate) fn publish_many(
         &self,
         batch: &mut VecDeque<Message>,
         pressure: Pressure,
         waiter: Option<&Arc<Waiter>>,
-    ) -> Result<usize, TryPublishError> {
+    ) -> Result<(usize, Option<Offset>), TryPublishError> {
         let now = self.options.clock.now();
         let mut done = 0;
+        let mut last = None;
         loop {
             let guard = crossbeam_epoch::pin();
             let mut p = self.publishing.lock();
@@ -285,7 +291,10 @@ impl Shared {
                     .map_err(TryPublishError::from)
                     .and_then(|()| self.accept(&mut p, &guard, message, time, pressure, waiter));
                 match accepted {
-                    Ok(_) => turn += 1,
+                    Ok(offset) => {
+                        turn += 1;
+                        last = Some(offset);
+                    }
                     Err(e) => break Err(e),
                 }
             };
@@ -295,8 +304,8 @@ impl Shared {
             done += turn;
             match result {
                 Err(e) if done == 0 => return Err(e),
-                Err(_) => return Ok(done),
-                Ok(()) if batch.is_empty() => return Ok(done),
+                Err(_) => return Ok((done, last)),
+                Ok(()) if batch.is_empty() => return Ok((done, last)),
                 Ok(()) => {}
             }
         }
@@ -443,6 +452,17 @@ impl Shared {
             }
             p.window.turn();
         }
+    }
+
+    /// The name of the log that an offset counts in.
+    #[inline]
+    pub(crate) fn log_id_of(&self, offset: Offset) -> LogId {
+        #[cfg(feature = "journal")]
+        if let Some(attached) = self.journal.get() {
+            return attached.log_id_of(offset).unwrap_or(self.options.log_id);
+        }
+        let _ = offset;
+        self.options.log_id
     }
 
     pub(crate) fn prefixes(&self) -> usize {
