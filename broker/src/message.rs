@@ -285,6 +285,13 @@ pub struct Received {
 }
 
 impl Received {
+    /// A message that was delivered once, put together again from what was kept of it: its id, and in `message` all the rest. All
+    /// of its keys count as matched; one without a time gets that of the epoch.
+    pub fn restored(id: EventId, message: Message) -> Self {
+        let Message { keys, payload, time, tag, origin } = message;
+        Received { id, time: time.unwrap_or(Timestamp(0)), tag, matched: u32::MAX, keys, payload, origin }
+    }
+
     /// The place of the message in the broker's order.
     pub fn offset(&self) -> Offset {
         self.id.offset

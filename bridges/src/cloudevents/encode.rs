@@ -140,9 +140,23 @@ impl Encoder {
     /// An event in structured mode: one JSON object on one line, without a line feed.
     pub fn structured(&self, event: &Received, dropped: Option<u64>) -> Bytes {
         let (attributes, data) = self.binary(event, dropped);
-        let mut out = Vec::with_capacity(512 + data.as_ref().map_or(0, |data| data.body.len()));
+        attributes.to_json(data.as_ref())
+    }
+
+    fn source(&self, topic: Topic<'_>) -> &str {
+        match topic {
+            Topic::Api { .. } | Topic::State { .. } | Topic::Retry | Topic::Other => &self.opennebula,
+            Topic::Hook { .. } | Topic::Custom => &self.hookbus,
+        }
+    }
+}
+
+impl Attributes<'_> {
+    /// An event with these attributes in structured mode: one JSON object on one line, without a line feed.
+    pub fn to_json(&self, data: Option<&Data<'_>>) -> Bytes {
+        let mut out = Vec::with_capacity(512 + data.map_or(0, |data| data.body.len()));
         out.push(b'{');
-        attributes.write_members(&mut out);
+        self.write_members(&mut out);
         if let Some(data) = data {
             out.push(b',');
             data.write_member(&mut out);
@@ -151,11 +165,9 @@ impl Encoder {
         out.into()
     }
 
-    fn source(&self, topic: Topic<'_>) -> &str {
-        match topic {
-            Topic::Api { .. } | Topic::State { .. } | Topic::Retry | Topic::Other => &self.opennebula,
-            Topic::Hook { .. } | Topic::Custom => &self.hookbus,
-        }
+    /// Says that the event goes without its data, of so many bytes; at most 2147483647 is told.
+    pub fn set_omitted(&mut self, bytes: u64) {
+        self.push("hookbusomitted", Value::Integer(i32::try_from(bytes).unwrap_or(i32::MAX)));
     }
 }
 

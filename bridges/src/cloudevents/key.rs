@@ -78,12 +78,17 @@ pub(super) enum Topic<'a> {
     Custom,
 }
 
-/// The one of an event's keys that tells most, and what it tells.
-pub(super) fn topic<'a>(mut keys: impl Iterator<Item = &'a [u8]> + Clone) -> (&'a [u8], Topic<'a>) {
+/// The one of an event's keys that tells most.
+pub(crate) fn telling<'a>(mut keys: impl Iterator<Item = &'a [u8]> + Clone) -> &'a [u8] {
     let tells = |key: &&[u8]| {
         [&b"EVENT API "[..], b"EVENT STATE ", b"EVENT GANETI "].iter().any(|beginning| key.starts_with(beginning))
     };
-    let key = keys.clone().find(tells).or_else(|| keys.next()).unwrap_or_default();
+    keys.clone().find(tells).or_else(|| keys.next()).unwrap_or_default()
+}
+
+/// The one of an event's keys that tells most, and what it tells.
+pub(super) fn topic<'a>(keys: impl Iterator<Item = &'a [u8]> + Clone) -> (&'a [u8], Topic<'a>) {
+    let key = telling(keys);
     let topic = if let Some(rest) = key.strip_prefix(b"EVENT API ") {
         Topic::Api { call: before_last(rest, b' ') }
     } else if let Some(rest) = key.strip_prefix(b"EVENT STATE ") {

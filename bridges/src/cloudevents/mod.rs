@@ -47,6 +47,8 @@ pub use attributes::{Attributes, Value, encode_header};
 pub use data::{Data, base64, raw};
 pub use decode::{DecodeError, Incoming, MAX_ATTRIBUTES_BYTES, MAX_BATCH_EVENTS, decode};
 pub use encode::{Encoder, Sources};
+#[cfg(feature = "delivery")]
+pub(crate) use key::telling;
 pub use key::{decode_key, encode_key, is_reserved};
 
 /// The media type of one event as JSON.

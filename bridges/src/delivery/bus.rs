@@ -19,6 +19,9 @@ pub trait Bus: Send + 'static {
     /// What names on this bus have between their parts.
     const SEPARATOR: char;
 
+    /// The longest name that this bus takes, in bytes; longer ones are cut ([`EventName::address`](super::EventName::address)).
+    const ADDRESS_BYTES: usize = 1024;
+
     /// Whether the bus confirms what it has got. Where it doesn't, a letter counts as delivered once it is handed over.
     fn acknowledges(&self) -> bool;
 
@@ -120,7 +123,7 @@ pub enum SendError {
 /// What the other side takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The largest letter: name, headers and body together, in bytes.
+    /// The largest letter: name, headers and body together, in bytes, as [`Letter::size_bytes`] counts them.
     pub letter_bytes: usize,
     /// The most letters that may be in flight.
     pub in_flight: usize,

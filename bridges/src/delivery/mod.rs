@@ -10,5 +10,5 @@ mod letter;
 mod name;
 
 pub use bus::{Bus, Fault, Limits, Receipt, Receipts, Rejection, SendError, Sender, Ticket};
-pub use letter::Letter;
+pub use letter::{Letter, LetterWriter, Unwritable};
 pub use name::EventName;
