@@ -55,10 +55,19 @@ impl Broker {
     /// # Errors
     /// When the broker is closed, or the message breaks a limit.
     pub async fn publish(&self, mut message: Message) -> Result<Offset, PublishError> {
-        let attempt = |waiter: Option<&Arc<Waiter>>| self.shared.publish_one(&mut message, Pressure::Refuse, waiter);
-        let offset = self.wait_for_room(attempt).await?;
+        let offset = self.accept(&mut message).await?;
         self.journaled(offset).await?;
         Ok(offset)
+    }
+
+    /// Publishes as [`publish`](Broker::publish) does, without waiting for the journal: whoever publishes many, one by one, waits once
+    /// for the last ([`journaled`](Broker::journaled)). Cancelling the future publishes nothing. The message is taken from `message` when it
+    /// was accepted.
+    ///
+    /// # Errors
+    /// As [`publish`](Broker::publish); then nothing was published.
+    pub async fn accept(&self, message: &mut Message) -> Result<Offset, PublishError> {
+        self.wait_for_room(|waiter| self.shared.publish_one(message, Pressure::Refuse, waiter)).await
     }
 
     /// Publishes as [`publish`](Broker::publish) does, blocking this thread while it waits.
@@ -144,9 +153,12 @@ impl Broker {
         self.shared.publish_many(batch, Pressure::DropOldest, None).map(|(count, _)| count).map_err(never_blocks)
     }
 
-    /// Waits until the journal, if there is one, has the message.
+    /// Waits until the journal, if there is one, has the message of this offset and all before it.
+    ///
+    /// # Errors
+    /// When the broker was closed before it was written.
     #[cfg(feature = "journal")]
-    async fn journaled(&self, offset: Offset) -> Result<(), PublishError> {
+    pub async fn journaled(&self, offset: Offset) -> Result<(), PublishError> {
         match self.shared.journal.get() {
             Some(attached) => attached.journaled(offset).await,
             None => Ok(()),
@@ -158,9 +170,13 @@ impl Broker {
         block_on(self.journaled(offset))
     }
 
+    /// Waits for the journal, which is there with the feature `journal` only.
+    ///
+    /// # Errors
+    /// None without it.
     #[cfg(not(feature = "journal"))]
     #[expect(clippy::unused_async, reason = "with a journal there is something to wait for")]
-    async fn journaled(&self, _: Offset) -> Result<(), PublishError> {
+    pub async fn journaled(&self, _: Offset) -> Result<(), PublishError> {
         Ok(())
     }
 
@@ -204,6 +220,11 @@ impl Broker {
     /// Ends publishing. Subscriptions yield what they have queued, then end; publishers that wait are refused.
     pub fn close(&self) {
         self.shared.close();
+    }
+
+    /// The offset of the newest message; the one before the first that there will be, where there is none yet.
+    pub fn last_offset(&self) -> Offset {
+        self.shared.with_publishing(|p| Offset::new(p.next - 1))
     }
 
     /// Counters of the whole.

@@ -124,6 +124,9 @@ pub(super) fn bridge(bridge: &BridgeConfig, path: &str, reader: &mut Reader<'_>,
     hwm_bytes(reader, path, &shown, bridge.delivery.hwm_bytes, max_bytes);
     overflow(reader, path, &shown, bridge.delivery.overflow);
     let url = &bridge.url;
+    if let (Err(what), Some(place)) = (url.host_and_port(1), reader.at(&format!("{path}.url"))) {
+        reader.error(place, format!("{shown}url: {what}"));
+    }
     match &bridge.kind {
         BridgeKind::Nats(nats) => {
             password(reader, path, &shown, url, nats.user.as_deref(), nats.password_file.as_ref());

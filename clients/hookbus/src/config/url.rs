@@ -1,6 +1,6 @@
 //! The URL of a bus or source, which may hold a password and must not show it.
 //!
-//! Nothing is looked up or decoded here; each bus reads its own URL later. What is checked is what keeps a secret: the part
+//! Nothing is looked up here; each bus reads its own URL later. What is checked is what keeps a secret: the part
 //! in front of the last `@` is user and password, and there is no other `@`. A text for which that can't be said
 //! is refused, without repeating it.
 
@@ -37,6 +37,50 @@ impl Url {
         self.credentials().is_some_and(|credentials| credentials.contains(':'))
     }
 
+    /// The user, decoded.
+    pub(crate) fn user_decoded(&self) -> Option<String> {
+        self.user().filter(|user| !user.is_empty()).map(decoded)
+    }
+
+    /// The password, decoded.
+    pub(crate) fn password_decoded(&self) -> Option<String> {
+        self.credentials().and_then(|credentials| credentials.split_once(':')).map(|(_, password)| decoded(password))
+    }
+
+    /// Host and port; the port is this one where none is written. An IPv6 address comes without its brackets.
+    ///
+    /// # Errors
+    /// When what should be a port is none.
+    pub(crate) fn host_and_port(&self, default_port: u16) -> Result<(String, u16), String> {
+        let start = self.at.map_or(self.scheme + 3, |at| at + 1);
+        let end = self.text[start..].find(['/', '?', '#']).map_or(self.text.len(), |end| start + end);
+        let authority = &self.text[start..end];
+        let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, rest)) => (host, rest.strip_prefix(':')),
+            None => match authority.rsplit_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (authority, None),
+            },
+        };
+        let port = match port {
+            None => default_port,
+            Some(port) => match port.parse() {
+                Ok(port) if port > 0 => port,
+                _ => return Err(format!("`{}` is no port; write SCHEME://HOST:PORT", port.escape_debug())),
+            },
+        };
+        if host.is_empty() {
+            return Err("the host is missing; write SCHEME://HOST:PORT".into());
+        }
+        Ok((host.to_owned(), port))
+    }
+
+    /// The whole text without user and password.
+    pub(crate) fn without_credentials(&self) -> String {
+        let rest = self.at.map_or(self.scheme + 3, |at| at + 1);
+        format!("{}://{}", self.scheme(), &self.text[rest..])
+    }
+
     /// The whole text with everything that is secret, for the one who connects.
     pub(crate) fn reveal(&self) -> &str {
         &self.text
@@ -45,6 +89,10 @@ impl Url {
     fn credentials(&self) -> Option<&str> {
         self.at.map(|at| &self.text[self.scheme + 3..at])
     }
+}
+
+fn decoded(text: &str) -> String {
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 impl FromStr for Url {
@@ -130,6 +178,24 @@ mod tests {
             assert_eq!(format!("{url:?}"), format!("Url({shown})"), "{text}");
             assert_eq!(serde_json::to_string(&url).unwrap(), format!("{shown:?}"), "{text}");
             assert!(url.reveal().eq_ignore_ascii_case(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_parts_are_what_a_client_needs() {
+        let parts = |text: &str| {
+            let url: Url = text.parse().unwrap();
+            (url.host_and_port(1883), url.user_decoded(), url.password_decoded(), url.without_credentials())
+        };
+        let owned = |text: &str| Some(text.to_owned());
+        let expected = (Ok(("h.example".into(), 1883)), None, None, "mqtt://h.example".into());
+        assert_eq!(parts("mqtt://h.example"), expected);
+        let expected =
+            (Ok(("::1".into(), 8883)), owned("u@x"), owned("p:a/b"), "mqtts://[::1]:8883/%2f".into());
+        assert_eq!(parts("mqtts://u%40x:p%3aa%2Fb@[::1]:8883/%2f"), expected);
+        assert_eq!(parts("mqtt://[::1]").0, Ok(("::1".into(), 1883)));
+        for wrong in ["mqtt://h:", "mqtt://h:0", "mqtt://h:70000", "mqtt://:1883", "mqtt://u@/x"] {
+            assert!(parts(wrong).0.is_err(), "{wrong}");
         }
     }
 

@@ -1,0 +1,106 @@
+//! What the configuration of a bridge means for the bus's own options.
+
+use std::time::Duration;
+
+use hookbus_bridges::amqp::{AmqpOptions, Unroutable as AmqpUnroutable};
+use hookbus_bridges::mqtt::{MqttOptions, Qos, Version, status_topic};
+use hookbus_bridges::nats::{Login, Mode, NatsOptions, StreamOptions};
+use hookbus_bridges::secret::Secret;
+use hookbus_bridges::tls::TlsOptions;
+
+use crate::config::{
+    AmqpConfig, BridgeConfig, MqttConfig, MqttVersion, NatsConfig, TlsFiles, Unroutable, Url,
+};
+
+/// NATS: a secret in the URL stays there, one in a file is read by the bus.
+pub(super) fn nats(bridge: &BridgeConfig, config: &NatsConfig, host: &str) -> NatsOptions {
+    let login = match config {
+        NatsConfig { token_file: Some(path), .. } => Login::Token(Secret::File(path.clone())),
+        NatsConfig { nkey_file: Some(path), .. } => Login::Nkey(Secret::File(path.clone())),
+        NatsConfig { creds_file: Some(path), .. } => Login::Credentials(Secret::File(path.clone())),
+        NatsConfig { password_file: Some(path), user, .. } => Login::Password {
+            user: user.clone().or_else(|| bridge.url.user_decoded()).unwrap_or_default(),
+            password: Secret::File(path.clone()),
+        },
+        _ => Login::Anonymous,
+    };
+    let server = match login {
+        Login::Anonymous => bridge.url.reveal().to_owned(),
+        _ => bridge.url.without_credentials(),
+    };
+    let mode = if config.jetstream {
+        Mode::JetStream(StreamOptions {
+            name: config.stream.clone(),
+            subjects: config.subjects.clone(),
+            max_age: config.stream_max_age.duration(),
+            max_bytes: config.stream_max_bytes.bytes() as u64,
+            ..StreamOptions::default()
+        })
+    } else {
+        Mode::Core
+    };
+    NatsOptions {
+        servers: vec![server],
+        name: format!("hookbus {} on {host}", bridge.name),
+        login,
+        tls: tls(&bridge.tls),
+        root: bridge.delivery.root.clone(),
+        mode,
+        ..NatsOptions::default()
+    }
+}
+
+/// MQTT: without a client id of its own a bridge is known by its name and its host's.
+pub(super) fn mqtt(bridge: &BridgeConfig, config: &MqttConfig, host: &str) -> MqttOptions {
+    let secure = bridge.url.scheme() == "mqtts";
+    let default_port = if secure { 8883 } else { 1883 };
+    // The configuration was checked; a port that is none can't connect, and the bridge says so.
+    let (server, port) =
+        bridge.url.host_and_port(default_port).unwrap_or_else(|_| (bridge.url.without_credentials(), default_port));
+    let client_id = config.client_id.clone().unwrap_or_else(|| format!("hookbus-{}-{host}", bridge.name));
+    let mut options = MqttOptions::new(server, port, client_id.clone())
+        .version(match config.version {
+            MqttVersion::V5 => Version::V5,
+            MqttVersion::V311 => Version::V311,
+        })
+        .qos(if config.qos == 0 { Qos::AtMostOnce } else { Qos::AtLeastOnce })
+        .status_topic(status_topic(&bridge.delivery.root, &client_id))
+        .retain_state(config.retain_state);
+    if secure {
+        options = options.tls(tls(&bridge.tls));
+    }
+    if let Some(user) = config.user.clone().or_else(|| bridge.url.user_decoded()) {
+        options = options.login(user, password(&bridge.url, config.password_file.as_deref()));
+    }
+    options
+}
+
+/// AMQP.
+pub(super) fn amqp(bridge: &BridgeConfig, config: &AmqpConfig, host: &str) -> AmqpOptions {
+    let mut options = AmqpOptions::new(bridge.url.without_credentials());
+    options.name = format!("hookbus {} on {host}", bridge.name);
+    options.exchange.clone_from(&config.exchange);
+    options.header_prefix.clone_from(&config.header_prefix);
+    options.unroutable = match config.unroutable {
+        Unroutable::Ignore => AmqpUnroutable::Ignore,
+        Unroutable::DeadLetter => AmqpUnroutable::DeadLetter,
+    };
+    options.user = config.user.clone().or_else(|| bridge.url.user_decoded());
+    options.password = password(&bridge.url, config.password_file.as_deref());
+    options.tls = tls(&bridge.tls);
+    options
+}
+
+/// How long a bridge may take to connect before the attempt is given up.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+fn password(url: &Url, file: Option<&std::path::Path>) -> Option<Secret> {
+    match file {
+        Some(path) => Some(Secret::File(path.to_owned())),
+        None => url.password_decoded().map(|password| Secret::from(password.as_str())),
+    }
+}
+
+fn tls(files: &TlsFiles) -> TlsOptions {
+    TlsOptions { ca_file: files.ca_file.clone(), cert_file: files.cert_file.clone(), key_file: files.key_file.clone() }
+}
