@@ -46,6 +46,8 @@ use serde::{Deserialize, Serialize};
 pub use attributes::{Attributes, Value, encode_header};
 pub use data::{Data, base64, raw};
 pub use decode::{DecodeError, Incoming, MAX_ATTRIBUTES_BYTES, MAX_BATCH_EVENTS, decode};
+#[cfg(feature = "delivery")]
+pub(crate) use encode::rfc3339;
 pub use encode::{Encoder, Sources};
 #[cfg(feature = "delivery")]
 pub(crate) use key::telling;

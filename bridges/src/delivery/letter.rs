@@ -98,6 +98,16 @@ fn encoded_bytes(value: &str) -> usize {
     value.bytes().map(|byte| if byte.is_ascii_graphic() && byte != b'"' && byte != b'%' { 1 } else { 3 }).sum()
 }
 
+/// An event that there is no letter of.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct Unwritten {
+    /// The event.
+    pub event: Received,
+    /// Why.
+    pub reason: Unwritable,
+}
+
 /// Why there is no letter of an event.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Unwritable {
@@ -141,33 +151,39 @@ impl LetterWriter {
     /// operator's retry.
     ///
     /// # Errors
-    /// When there can't be a letter that this bus takes. The event is the caller's still: it is only lent.
+    /// When there can't be a letter that this bus takes; hands the event back.
     pub fn write(
         &self,
-        event: &Received,
+        event: Received,
         dropped: Option<u64>,
         replay: Option<u64>,
         limits: Limits,
-    ) -> Result<Letter, Unwritable> {
-        let name = EventName::of(event, &self.root).ok_or(Unwritable::NotForBuses)?;
+    ) -> Result<Letter, Box<Unwritten>> {
+        let Some(name) = EventName::of(&event, &self.root) else {
+            return Err(Box::new(Unwritten { event, reason: Unwritable::NotForBuses }));
+        };
         let address = name.address(self.separator, self.address_bytes);
-        let Content { body, content_type, attributes, kind } = self.content(event, dropped);
-        let id = id_of(event, replay);
-        let event = event.clone();
+        let Content { body, content_type, attributes, kind } = self.content(&event, dropped);
+        let id = id_of(&event, replay);
         let mut letter =
             Letter { id, name, address, body, content_type, attributes, kind, event, dropped, omitted: None };
         let size_bytes = letter.size_bytes();
         if size_bytes <= limits.letter_bytes {
             return Ok(letter);
         }
-        let too_large = |size_bytes, help| Unwritable::TooLarge { size_bytes, limit_bytes: limits.letter_bytes, help };
+        let too_large = |letter: Letter, size_bytes, help| {
+            let reason = Unwritable::TooLarge { size_bytes, limit_bytes: limits.letter_bytes, help };
+            Err(Box::new(Unwritten { event: letter.event, reason }))
+        };
         if matches!(self.format, Format::Raw | Format::Base64) {
             let help = "raise its limit, or use a format of CloudEvents, which can leave out the data";
-            return Err(too_large(size_bytes, help));
+            return too_large(letter, size_bytes, help);
         }
         self.leave_out_data(&mut letter);
         match letter.size_bytes() {
-            bytes if bytes > limits.letter_bytes => Err(too_large(bytes, "even without data; raise its limit")),
+            bytes if bytes > limits.letter_bytes => {
+                too_large(letter, bytes, "that is without its data; raise the limit")
+            }
             _ => Ok(letter),
         }
     }
