@@ -54,7 +54,7 @@ pub use error::{EndReason, PublishError, TryPublishError, TryRecvError};
 #[cfg(feature = "journal")]
 pub use journal::{
     CursorInfo, Damage, Disk, Durability, DurableSubscription, Journal, JournalError, JournalFault, JournalHandle,
-    JournalHold, JournalOptions, JournalStats, Lag, OpenReport, Start, SystemDisk,
+    JournalHold, JournalOptions, JournalStats, Lag, OpenReport, Start, SystemDisk, UnreadProbe,
 };
 pub use message::{
     Clock, Delivery, EventId, Gap, LogId, MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES, Message, Offset, Origin,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 
-use hookbus_broker::{BatchLimit, Delivery, Offset, Received, Subscription};
+use hookbus_broker::{BatchLimit, Delivery, DurableSubscription, Offset, Received, Subscription};
 
 /// What a bridge reads: a subscription of the broker, durable or not.
 pub trait Feed: Send + 'static {
@@ -54,6 +54,26 @@ pub struct FeedStats {
     pub waiting: u64,
     /// Events that were dropped.
     pub dropped: u64,
+}
+
+/// What is not committed comes again.
+impl Feed for DurableSubscription {
+    async fn recv_batch(&mut self, limit: BatchLimit, into: &mut Vec<Delivery<Received>>) -> bool {
+        DurableSubscription::recv_batch(self, limit, into).await
+    }
+
+    fn commit(&mut self, next: Offset) {
+        DurableSubscription::commit(self, next);
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    fn probe(&self) -> Probe {
+        let probe = DurableSubscription::probe(self);
+        Probe::new(move || FeedStats { waiting: probe.unread(), dropped: 0 })
+    }
 }
 
 /// What is queued is lost with the process.

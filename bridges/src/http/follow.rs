@@ -2,11 +2,13 @@
 //!
 //! The connection asks for the next part of the body when it has room, and only then is anything taken from the subscription and
 //! encoded ([`Body::poll_frame`]). So there is no queue here, and a reader that stalls is a subscription that isn't read.
+//!
+//! A follower that begins in the past reads from the journal, for as long as it follows ([`past`](super::past)).
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{RawQuery, State};
@@ -14,20 +16,22 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, Bytes, BytesMut};
 use hookbus_broker::{
-    BatchLimit, Delivery, EndReason, Gap, Offset, Overflow, Received, SubscribeOptions, Subscription, TryRecvError,
+    BatchLimit, Delivery, EndReason, Gap, Offset, Overflow, Received, Start, SubscribeOptions, Subscription, Timestamp,
+    TryRecvError,
 };
 use hyper::body::Frame;
 use tokio::time::{Interval, MissedTickBehavior};
 
+use super::past::past;
 use super::problem::Problem;
 use super::query::parameters;
-use super::routes::Shared;
+use super::routes::{End, Shared};
 use crate::cloudevents::{self, Format};
 
 /// How often a comment shows that the connection lives.
-const HEARTBEAT: Duration = Duration::from_secs(15);
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(15);
 /// What is encoded at once. The messages of a part are in memory as text until the connection has taken them.
-const PART: BatchLimit = BatchLimit::messages(32).bytes(64 << 10);
+pub(super) const PART: BatchLimit = BatchLimit::messages(32).bytes(64 << 10);
 /// The high-water mark of a follower that asks for none.
 const HWM: usize = 10_000;
 const HWM_BYTES: usize = 64 << 20;
@@ -44,6 +48,8 @@ struct Wish {
     name: String,
     /// The last event that it has seen.
     last: Option<Offset>,
+    /// Where it wants to begin; nothing for here and now.
+    from: Option<Start>,
 }
 
 impl Wish {
@@ -56,6 +62,7 @@ impl Wish {
             format: Format::CloudEvents,
             name: String::new(),
             last: None,
+            from: None,
         };
         for (name, value) in parameters(query.unwrap_or_default()) {
             let text = String::from_utf8_lossy(&value).into_owned();
@@ -76,7 +83,7 @@ impl Wish {
                     }
                 }
                 "name" => wish.name = text.chars().filter(|c| !c.is_control()).take(64).collect(),
-                "from" => wish.last = from(&text)?,
+                "from" => wish.from = from(&text, SystemTime::now())?,
                 _ => {
                     let known = "prefix, from, format, hwm, hwm_bytes, overflow, name";
                     return Err(Problem::bad_request(format!("unknown parameter `{name}`; there are {known}")));
@@ -91,8 +98,24 @@ impl Wish {
         {
             // What isn't an offset isn't from here.
             wish.last = Some(Offset::new(last.parse().unwrap_or(0)));
+            wish.from = None;
         }
         Ok(wish)
+    }
+}
+
+impl Wish {
+    /// Where in the journal it begins, if it does. Who has been here before goes on behind what it has seen.
+    fn start(&self, shared: &Shared) -> Result<Option<Start>, Problem> {
+        let journal = shared.broker.journal().is_some();
+        match (self.from, self.last) {
+            (Some(_), _) if !journal => Err(no_past()),
+            (Some(start), _) => Ok(Some(start)),
+            (None, Some(last)) if journal && last <= shared.broker.last_offset() && last.get() > 0 => {
+                Ok(Some(Start::Offset(Offset::new(last.get() + 1))))
+            }
+            (None, _) => Ok(None),
+        }
     }
 }
 
@@ -112,15 +135,39 @@ fn overflow(text: &str) -> Result<Overflow, Problem> {
     }
 }
 
-/// Where to begin. Without a journal, that is here and now.
-fn from(text: &str) -> Result<Option<Offset>, Problem> {
+/// Where to begin: `earliest`, an offset, a moment (RFC 3339), or how long ago (`15m`). Nothing for `latest`, which is here and now.
+fn from(text: &str, now: SystemTime) -> Result<Option<Start>, Problem> {
     if matches!(text, "latest" | "") {
         return Ok(None);
     }
-    let detail = format!(
-        "from={text}: there is no journal in this version, so events of the past can't be had; leave `from` out to follow from now on"
-    );
-    Err(Problem::new(axum::http::StatusCode::NOT_IMPLEMENTED, detail))
+    if text == "earliest" {
+        return Ok(Some(Start::Earliest));
+    }
+    if let Ok(offset) = text.parse() {
+        return Ok(Some(Start::Offset(Offset::new(offset))));
+    }
+    if let Ok(moment) = text.parse::<jiff::Timestamp>() {
+        return Ok(Some(Start::Time(Timestamp::from(SystemTime::from(moment)))));
+    }
+    let units = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400), ("w", 604_800)];
+    let ago =
+        units.iter().find_map(|(unit, seconds)| text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(*seconds));
+    match ago {
+        Some(seconds) => {
+            let then = now.checked_sub(Duration::from_secs(seconds)).unwrap_or(SystemTime::UNIX_EPOCH);
+            Ok(Some(Start::Time(Timestamp::from(then))))
+        }
+        None => Err(Problem::bad_request(format!(
+            "from={text}: `earliest`, `latest`, an offset, a time such as 2026-11-22T10:00:00Z, or how long ago (90s, 15m, 2h, 1d) is expected"
+        ))),
+    }
+}
+
+/// What is said where the past is asked for and nothing of it is kept.
+fn no_past() -> Problem {
+    let detail = "there is no journal here, so events of the past can't be had; leave `from` out to follow from now on, or write enabled = \
+                  true below [journal] in the configuration";
+    Problem::new(axum::http::StatusCode::NOT_IMPLEMENTED, detail)
 }
 
 /// Answers with events, for ever.
@@ -137,9 +184,17 @@ pub(crate) async fn follow(
     for prefix in &wish.prefixes {
         options = options.prefix(prefix);
     }
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+    ];
+    if let Some(start) = wish.start(&shared)? {
+        let body = past(&shared, options, start, wish.format)?;
+        return Ok((headers, body).into_response());
+    }
     let subscription = shared.broker.subscribe(options);
-    let published = Offset::new(shared.broker.stats().published);
-    let registration = shared.followers.register(&shared, subscription.handle())?;
+    let published = shared.broker.last_offset();
+    let registration = shared.followers.register(&shared, End::Subscription(subscription.handle().clone()))?;
     let mut heartbeat = tokio::time::interval_at(tokio::time::Instant::now() + HEARTBEAT, HEARTBEAT);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let follower = Follower {
@@ -152,10 +207,6 @@ pub(crate) async fn follow(
         ended: false,
         _registration: registration,
     };
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-    ];
     Ok((headers, Body::new(follower)).into_response())
 }
 
@@ -171,7 +222,7 @@ fn opening(last: Option<Offset>, published: Offset) -> Bytes {
             "first": first,
             "last": published.get(),
             "count": null,
-            "reason": "what was published while nobody followed is not kept: there is no journal",
+            "reason": "what was published while nobody followed is not kept",
         });
         text.push_str(&format!("event: gap\nid: {published}\ndata: {object}\n\n"));
     }
@@ -263,14 +314,14 @@ impl HttpBody for Follower {
     }
 }
 
-fn put_gap(text: &mut BytesMut, gap: &Gap) {
+pub(super) fn put_gap(text: &mut BytesMut, gap: &Gap) {
     let Gap { first, last, count } = gap;
     let told = format!("event: gap\nid: {last}\ndata: {{\"first\":{first},\"last\":{last},\"count\":{count}}}\n\n");
     text.put_slice(told.as_bytes());
 }
 
 /// One event as server-sent events have it.
-fn encode(shared: &Shared, event: &Received, format: Format, dropped: Option<u64>) -> Bytes {
+pub(super) fn encode(shared: &Shared, event: &Received, format: Format, dropped: Option<u64>) -> Bytes {
     let mut text = BytesMut::with_capacity(event.payload().len() * 2 + 512);
     text.put_slice(format!("id: {}\n", event.offset()).as_bytes());
     match format {
@@ -324,10 +375,28 @@ mod tests {
             ("format=xml", "format=xml: `cloudevents`"),
             ("format=cloudevents-binary", "expected here"),
             ("perfix=a", "unknown parameter `perfix`; there are prefix"),
-            ("from=earliest", "there is no journal"),
+            ("from=yesterday", "from=yesterday: `earliest`, `latest`, an offset"),
         ] {
             let problem = Wish::read(Some(query), &headers).expect_err(query);
             assert!(problem.detail().contains(expected), "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn where_a_follower_may_begin() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let at = |seconds: u64| Some(Start::Time(Timestamp::from_millis(seconds * 1000)));
+        for (text, expected) in [
+            ("latest", None),
+            ("earliest", Some(Start::Earliest)),
+            ("42", Some(Start::Offset(Offset::new(42)))),
+            ("1970-01-01T00:01:00Z", at(60)),
+            ("1970-01-01T01:01:00+01:00", at(60)),
+            ("10s", at(999_990)),
+            ("2h", at(992_800)),
+            ("9999999w", at(0)),
+        ] {
+            assert_eq!(from(text, now).unwrap(), expected, "{text}");
         }
     }
 

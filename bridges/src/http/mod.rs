@@ -54,6 +54,7 @@ mod client;
 mod encodings;
 mod follow;
 mod metrics;
+mod past;
 mod problem;
 mod publish;
 mod query;

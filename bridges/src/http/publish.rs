@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use hookbus_broker::{Broker, Overflow, PublishError};
+use hookbus_broker::{Broker, JournalFault, Offset, Overflow, PublishError};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
@@ -46,18 +46,37 @@ pub(crate) async fn publish(
     let deadline = Instant::now() + PATIENCE;
     let mut accepted = Vec::with_capacity(decoded.len());
     let total = decoded.len();
+    let mut last = None;
+    let mut refused = None;
     for event in decoded {
         match one(&shared.broker, event, deadline).await {
-            Ok(told) => accepted.push(told),
-            Err(problem) if batch => {
-                // Those in front are published, and can't be taken back.
-                let more = format!("{} of {total} events were accepted, those in front", accepted.len());
-                let detail = format!("{}; {more}", problem.detail());
-                let problem = problem.with_detail(detail).with("accepted", accepted.len()).with("events", accepted);
-                return Err(problem);
+            Ok((offset, told)) => {
+                accepted.push(told);
+                last = Some(offset);
             }
-            Err(problem) => return Err(problem),
+            Err(problem) => {
+                refused = Some(problem);
+                break;
+            }
         }
+    }
+    // The journal is waited for once: it has what is in front of the last, too.
+    if let Some(last) = last {
+        let journaled = timeout_at(deadline, shared.broker.journaled(last)).await;
+        if !matches!(journaled, Ok(Ok(()))) {
+            return Err(not_journaled(&shared.broker));
+        }
+    }
+    match refused {
+        Some(problem) if batch => {
+            // Those in front are published, and can't be taken back.
+            let more = format!("{} of {total} events were accepted, those in front", accepted.len());
+            let detail = format!("{}; {more}", problem.detail());
+            let problem = problem.with_detail(detail).with("accepted", accepted.len()).with("events", accepted);
+            return Err(problem);
+        }
+        Some(problem) => return Err(problem),
+        None => {}
     }
     let told = match accepted.pop() {
         Some(told) if !batch => told,
@@ -70,18 +89,36 @@ pub(crate) async fn publish(
 }
 
 /// Publishes one event, by the deadline or not at all.
-async fn one(broker: &Broker, event: Incoming, deadline: Instant) -> Result<Value, Problem> {
+async fn one(broker: &Broker, event: Incoming, deadline: Instant) -> Result<(Offset, Value), Problem> {
     let own_id = event.origin.as_ref().map(|origin| origin.id.to_string()).filter(|id| !id.is_empty());
-    // Cancelling a publish publishes nothing.
-    match timeout_at(deadline, broker.publish(event.into())).await {
+    let mut message = event.into();
+    // Cancelling it publishes nothing.
+    match timeout_at(deadline, broker.accept(&mut message)).await {
         Ok(Ok(offset)) => {
             let id = own_id.unwrap_or_else(|| format!("{}-{offset}", broker.log_id()));
-            Ok(json!({ "id": id, "offset": offset.get() }))
+            Ok((offset, json!({ "id": id, "offset": offset.get() })))
         }
         Ok(Err(PublishError::Closed)) => Err(ending()),
+        Ok(Err(PublishError::Journal(fault @ JournalFault::TooLarge { .. }))) => {
+            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, fault.to_string()))
+        }
+        Ok(Err(e @ PublishError::Journal(_))) => {
+            Err(Problem::unavailable(format!("{e}; nothing was published, try again"), RETRY_AFTER_SECONDS))
+        }
         Ok(Err(e)) => Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, e.to_string())),
         Err(_) => Err(Problem::unavailable(full(broker), RETRY_AFTER_SECONDS)),
     }
+}
+
+/// It was published, and the disk doesn't take it: whoever follows from memory has it, and nobody knows whether it would survive.
+fn not_journaled(broker: &Broker) -> Problem {
+    let reason =
+        broker.journal().and_then(|journal| journal.stats().failing).unwrap_or_else(|| "its disk is too slow".into());
+    let detail = format!(
+        "the journal has not written it within {} s: {reason}. It may be delivered all the same; if you try again, use the same id and source",
+        PATIENCE.as_secs()
+    );
+    Problem::unavailable(detail, RETRY_AFTER_SECONDS)
 }
 
 fn ending() -> Problem {

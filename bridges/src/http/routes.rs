@@ -14,6 +14,7 @@ use axum::routing::{get, post};
 use axum::{Extension, Router};
 use hookbus_broker::{Broker, SubscriptionHandle};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::access::{Access, Caller};
 use super::body::BodyBudget;
@@ -97,8 +98,26 @@ pub(crate) struct Followers {
 
 #[derive(Default)]
 struct FollowersState {
-    handles: HashMap<u64, SubscriptionHandle>,
+    next: u64,
+    ends: HashMap<u64, End>,
     closed: bool,
+}
+
+/// How a follower is ended in order.
+pub(crate) enum End {
+    /// One that reads from memory: nothing more is queued for it.
+    Subscription(SubscriptionHandle),
+    /// One that reads from the journal: it is told.
+    Journal(watch::Sender<bool>),
+}
+
+impl End {
+    fn end(self) {
+        match self {
+            End::Subscription(handle) => handle.close(),
+            End::Journal(told) => drop(told.send_replace(true)),
+        }
+    }
 }
 
 /// A follower's place in the list.
@@ -108,24 +127,26 @@ pub(crate) struct Registration {
 }
 
 impl Followers {
-    pub(crate) fn register(&self, shared: &Arc<Shared>, handle: &SubscriptionHandle) -> Result<Registration, Problem> {
+    pub(crate) fn register(&self, shared: &Arc<Shared>, end: End) -> Result<Registration, Problem> {
         let mut state = self.state.lock();
         if state.closed {
             return Err(Problem::unavailable("hookbus is about to end", 5));
         }
-        state.handles.insert(handle.id(), handle.clone());
-        Ok(Registration { shared: Arc::clone(shared), id: handle.id() })
+        let id = state.next;
+        state.next += 1;
+        state.ends.insert(id, end);
+        Ok(Registration { shared: Arc::clone(shared), id })
     }
 
     /// Nothing more is queued for any of them; what is queued is sent.
     pub(crate) fn close(&self) {
-        let handles = {
+        let ends = {
             let mut state = self.state.lock();
             state.closed = true;
-            std::mem::take(&mut state.handles)
+            std::mem::take(&mut state.ends)
         };
-        for handle in handles.values() {
-            handle.close();
+        for end in ends.into_values() {
+            end.end();
         }
     }
 }
@@ -133,11 +154,11 @@ impl Followers {
 impl Drop for Registration {
     fn drop(&mut self) {
         let mut state = self.shared.followers.state.lock();
-        state.handles.remove(&self.id);
-        if state.handles.is_empty() {
+        state.ends.remove(&self.id);
+        if state.ends.is_empty() {
             self.shared.encodings.clear();
             // A thousand followers leave no table for a thousand.
-            state.handles.shrink_to_fit();
+            state.ends.shrink_to_fit();
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::cursor::CursorFile;
@@ -42,6 +42,8 @@ pub struct DurableSubscription {
     delivered: u64,
     /// As committed.
     done: u64,
+    /// Where the reader stands, for those who look.
+    read: Arc<AtomicU64>,
 }
 
 impl fmt::Debug for DurableSubscription {
@@ -60,6 +62,26 @@ pub struct Lag {
     pub time: Duration,
 }
 
+/// Tells how much a durable subscription has not read yet, from any thread.
+#[derive(Clone)]
+pub struct UnreadProbe {
+    log: Arc<Log>,
+    read: Arc<AtomicU64>,
+}
+
+impl UnreadProbe {
+    /// Offsets between what it has read and the newest message: no fewer than the messages that wait for it.
+    pub fn unread(&self) -> u64 {
+        self.log.watermark().saturating_sub(self.read.load(Ordering::Relaxed))
+    }
+}
+
+impl fmt::Debug for UnreadProbe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("UnreadProbe").field(&self.unread()).finish()
+    }
+}
+
 impl DurableSubscription {
     pub(super) fn new(log: Arc<Log>, options: &SubscribeOptions, cursor: Option<Arc<CursorFile>>, from: u64) -> Self {
         DurableSubscription {
@@ -70,7 +92,13 @@ impl DurableSubscription {
             name: Arc::clone(&options.name),
             delivered: from,
             done: from,
+            read: Arc::new(AtomicU64::new(from)),
         }
+    }
+
+    /// What tells how much it has not read yet, also while it is being read.
+    pub fn probe(&self) -> UnreadProbe {
+        UnreadProbe { log: Arc::clone(&self.log), read: Arc::clone(&self.read) }
     }
 
     /// Waits for something to be there, then puts as much as there is within `limit` into `into`. False when the broker was
@@ -127,6 +155,7 @@ impl DurableSubscription {
             }
             count += 1;
         }
+        self.read.store(self.reader.next_offset(), Ordering::Relaxed);
         if count > 0 {
             self.delivered = self.reader.next_offset();
             return Ok(count);

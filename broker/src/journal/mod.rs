@@ -18,7 +18,7 @@ mod writer;
 
 pub use attach::{CursorInfo, JournalHandle, JournalHold, JournalStats};
 pub use disk::{Disk, SystemDisk};
-pub use durable::{DurableSubscription, Lag, Start};
+pub use durable::{DurableSubscription, Lag, Start, UnreadProbe};
 pub use error::{JournalError, JournalFault};
 pub use open::{Damage, Journal, OpenReport};
 pub use options::{Durability, JournalOptions};

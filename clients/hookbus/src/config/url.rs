@@ -190,8 +190,7 @@ mod tests {
         let owned = |text: &str| Some(text.to_owned());
         let expected = (Ok(("h.example".into(), 1883)), None, None, "mqtt://h.example".into());
         assert_eq!(parts("mqtt://h.example"), expected);
-        let expected =
-            (Ok(("::1".into(), 8883)), owned("u@x"), owned("p:a/b"), "mqtts://[::1]:8883/%2f".into());
+        let expected = (Ok(("::1".into(), 8883)), owned("u@x"), owned("p:a/b"), "mqtts://[::1]:8883/%2f".into());
         assert_eq!(parts("mqtts://u%40x:p%3aa%2Fb@[::1]:8883/%2f"), expected);
         assert_eq!(parts("mqtt://[::1]").0, Ok(("::1".into(), 1883)));
         for wrong in ["mqtt://h:", "mqtt://h:0", "mqtt://h:70000", "mqtt://:1883", "mqtt://u@/x"] {
