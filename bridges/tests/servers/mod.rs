@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't start its server fails")]
 
 pub mod certificates;
+pub mod mosquitto;
 pub mod nats;
 
 use std::fmt::Display;
