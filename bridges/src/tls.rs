@@ -170,7 +170,7 @@ pub fn trouble(error: &(dyn Error + 'static)) -> Option<String> {
 fn explain(error: &rustls::Error) -> String {
     use rustls::Error as E;
     match error {
-        E::InvalidCertificate(CertificateError::UnknownIssuer) => {
+        E::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             "the server's certificate is not signed by an authority that is trusted here; set ca_file".into()
         }
         E::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }) => {
@@ -180,18 +180,18 @@ fn explain(error: &rustls::Error) -> String {
             format!("the server's certificate has expired ({error})")
         }
         E::InvalidCertificate(_) => format!("the server's certificate can't be trusted ({error})"),
-        E::AlertReceived(AlertDescription::CertificateRequired) => {
-            "the server asks for a client certificate; set cert_file and key_file".into()
-        }
+        // Which of them a server sends, for a certificate that is missing or one that it doesn't trust, differs.
         E::AlertReceived(
-            AlertDescription::BadCertificate
+            AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
             | AlertDescription::UnknownCA
             | AlertDescription::AccessDenied
+            | AlertDescription::HandshakeFailure
             | AlertDescription::UnsupportedCertificate
             | AlertDescription::CertificateExpired
             | AlertDescription::CertificateRevoked
             | AlertDescription::CertificateUnknown,
-        ) => format!("the server refuses our certificate; see cert_file and key_file ({error})"),
+        ) => format!("the server wants a client certificate that it trusts; see cert_file and key_file ({error})"),
         E::InvalidMessage(_) => format!("what answers there doesn't speak TLS ({error})"),
         _ => format!("TLS failed: {error}"),
     }
