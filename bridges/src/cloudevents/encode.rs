@@ -198,7 +198,7 @@ fn subject(topic: Topic<'_>) -> Option<Value<'_>> {
 }
 
 /// A moment as RFC 3339 writes it, with milliseconds, in UTC.
-pub(crate) fn rfc3339(time: Timestamp) -> String {
+pub fn rfc3339(time: Timestamp) -> String {
     let millis = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
     // Far beyond any clock there are years with five digits, which can't be written.
     let time = jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::MAX);

@@ -133,6 +133,13 @@ impl Broker {
         Ok(DurableSubscription::new(log, &options, None, from))
     }
 
+    /// Closes the broker, and returns when its journal, if it has one, has everything and is closed in order. Without this, that happens
+    /// when the last handle to the broker is dropped.
+    pub fn close_journal(&self) {
+        self.close();
+        self.life.join();
+    }
+
     fn log(&self) -> Result<Arc<Log>, JournalError> {
         self.shared.journal.get().map(|attached| Arc::clone(&attached.log)).ok_or(JournalError::None)
     }
@@ -296,6 +303,13 @@ impl Life {
 
     fn set(&self, thread: JoinHandle<()>) {
         *self.thread.lock() = Some(thread);
+    }
+
+    /// Waits for the writer, which ends by itself when the broker is closed.
+    fn join(&self) {
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
     }
 }
 

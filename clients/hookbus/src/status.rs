@@ -174,7 +174,7 @@ fn bridges(all: &[Value], text: &mut String) {
             format!("{} {}", string(&bridge["kind"]), string(&bridge["name"])),
             string(&bridge["state"]).to_owned(),
             count("lag_events"),
-            format!("{} s", count("lag_seconds")),
+            format!("{:.0} s", bridge["lag_seconds"].as_f64().unwrap_or_default()),
             count("in_flight"),
             count("confirmed"),
             count("retried"),
@@ -187,7 +187,8 @@ fn bridges(all: &[Value], text: &mut String) {
     let heads = ["BRIDGE", "STATE", "BEHIND", "FOR", "IN FLIGHT", "CONFIRMED", "RETRIED", "DROPPED", "DEAD", "WHERE"];
     table(&heads, 2, rows.collect(), text);
     for bridge in all {
-        if let Some(reason) = bridge["reason"].as_str() {
+        let reason = bridge["reason"].as_str().or_else(|| bridge["last_error"].as_str().filter(|_| trouble(bridge)));
+        if let Some(reason) = reason {
             let _ = writeln!(text, "{DIM}{}:{DIM:#} {reason}", string(&bridge["name"]));
         }
     }

@@ -108,6 +108,16 @@ pub(crate) enum BridgeKind {
 }
 
 impl BridgeKind {
+    /// What the type is called.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            BridgeKind::Nats(_) => "nats",
+            BridgeKind::Mqtt(_) => "mqtt",
+            BridgeKind::Amqp(_) => "amqp",
+            BridgeKind::Webhook(_) => "webhook",
+        }
+    }
+
     /// Whether the bus confirms what it has got.
     pub(crate) fn acknowledges(&self) -> bool {
         match self {

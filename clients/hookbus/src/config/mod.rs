@@ -34,16 +34,18 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-pub(crate) use bridge::BridgeConfig;
+pub(crate) use bridge::{
+    AmqpConfig, BridgeConfig, BridgeKind, EventFormat, MqttConfig, MqttVersion, NatsConfig, TlsFiles, Unroutable,
+};
 pub(crate) use overflow::Overflow;
 pub(crate) use paths::{default_sockets, default_state_dirs};
 pub(crate) use period::Period;
 pub(crate) use read::nearest;
 pub(crate) use sections::{
-    BrokerConfig, HooksConfig, HttpConfig, JournalConfig, LimitsConfig, LogConfig, ZeromqConfig,
+    BrokerConfig, Durability, HooksConfig, HttpConfig, JournalConfig, LimitsConfig, LogConfig, ZeromqConfig,
 };
 pub(crate) use size::ByteSize;
-pub(crate) use source::SourceConfig;
+pub(crate) use source::{SourceConfig, SourceKind};
 pub(crate) use url::Url;
 
 /// Where the configuration is, unless `--config` names another file.

@@ -15,6 +15,11 @@ impl Period {
     /// No time at all: where it is a limit, there is none.
     pub(crate) const ZERO: Self = Period(0);
 
+    /// As the clock has it.
+    pub(crate) const fn duration(self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.0)
+    }
+
     /// So many seconds.
     pub(crate) const fn seconds(seconds: u64) -> Self {
         Period(seconds)

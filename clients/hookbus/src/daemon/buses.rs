@@ -1,16 +1,11 @@
 //! What the configuration of a bridge means for the bus's own options.
 
-use std::time::Duration;
-
-use hookbus_bridges::amqp::{AmqpOptions, Unroutable as AmqpUnroutable};
 use hookbus_bridges::mqtt::{MqttOptions, Qos, Version, status_topic};
 use hookbus_bridges::nats::{Login, Mode, NatsOptions, StreamOptions};
 use hookbus_bridges::secret::Secret;
 use hookbus_bridges::tls::TlsOptions;
 
-use crate::config::{
-    AmqpConfig, BridgeConfig, MqttConfig, MqttVersion, NatsConfig, TlsFiles, Unroutable, Url,
-};
+use crate::config::{BridgeConfig, MqttConfig, MqttVersion, NatsConfig, TlsFiles, Url};
 
 /// NATS: a secret in the URL stays there, one in a file is read by the bus.
 pub(super) fn nats(bridge: &BridgeConfig, config: &NatsConfig, host: &str) -> NatsOptions {
@@ -74,25 +69,6 @@ pub(super) fn mqtt(bridge: &BridgeConfig, config: &MqttConfig, host: &str) -> Mq
     }
     options
 }
-
-/// AMQP.
-pub(super) fn amqp(bridge: &BridgeConfig, config: &AmqpConfig, host: &str) -> AmqpOptions {
-    let mut options = AmqpOptions::new(bridge.url.without_credentials());
-    options.name = format!("hookbus {} on {host}", bridge.name);
-    options.exchange.clone_from(&config.exchange);
-    options.header_prefix.clone_from(&config.header_prefix);
-    options.unroutable = match config.unroutable {
-        Unroutable::Ignore => AmqpUnroutable::Ignore,
-        Unroutable::DeadLetter => AmqpUnroutable::DeadLetter,
-    };
-    options.user = config.user.clone().or_else(|| bridge.url.user_decoded());
-    options.password = password(&bridge.url, config.password_file.as_deref());
-    options.tls = tls(&bridge.tls);
-    options
-}
-
-/// How long a bridge may take to connect before the attempt is given up.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn password(url: &Url, file: Option<&std::path::Path>) -> Option<Secret> {
     match file {

@@ -1,10 +1,12 @@
 //! The daemon's end of [`forward`](crate::forward): lines of oned come in through a driver that forwards them.
 //!
 //! Each block that a read brings is published as one batch before it is said to be taken. Publishing never waits, as with the pipe
-//! itself: a driver that had to wait would have to queue for oned, who has no bound.
+//! itself: a driver that had to wait would have to queue for oned, who has no bound. Where there is a journal, what is said to be taken is
+//! in it, so that a daemon that is killed loses nothing of that. A journal that can't be written is not waited for.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -29,6 +31,8 @@ const BACKLOG_BYTES: usize = 1 << 20;
 /// How long after the start drivers are let in: subscribers of a predecessor need a moment to connect again, and would miss what
 /// the driver has kept meanwhile.
 const HOLD: Duration = Duration::from_millis(300);
+/// How often it is looked whether the journal can be written at all.
+const LOOK_AT_JOURNAL: Duration = Duration::from_millis(100);
 /// How many lives of drivers are remembered. There is one driver at a time; a predecessor may say a last word.
 const MAX_SESSIONS: usize = 16;
 
@@ -158,6 +162,24 @@ impl Shared {
         }
     }
 
+    /// Waits until the journal has what was published, or can't be written.
+    async fn written(&self) {
+        let Some(journal) = self.broker.journal() else { return };
+        let mut written = pin!(self.broker.journaled(self.broker.last_offset()));
+        loop {
+            tokio::select! {
+                biased;
+                // It fails only when everything ends.
+                _ = &mut written => return,
+                () = tokio::time::sleep(LOOK_AT_JOURNAL) => {
+                    if journal.stats().failing.is_some() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
     /// Says what is taken, and hands results over one by one.
     async fn write<S: AsyncWrite>(
         &self,
@@ -238,6 +260,7 @@ impl Connection<'_> {
             self.lines.filled(read);
             self.lines.keep_apart(self.shared.broker.held_bytes() > BACKLOG_BYTES);
             self.take_in()?;
+            self.shared.written().await;
             if let Some(session) = &self.session {
                 let next = *session.lock();
                 wanted.send_replace(Some(next));

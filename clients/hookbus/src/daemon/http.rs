@@ -7,7 +7,6 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hookbus_bridges::cloudevents::{Encoder, Sources};
 use hookbus_bridges::http::{self, Access, DescriptorEncoder, Server, ServerOptions, encode_counter, encode_gauge};
 use serde_json::Value;
 use thiserror::Error;
@@ -15,6 +14,7 @@ use tokio::time::Instant;
 
 use super::State;
 use super::hooks::Hooks;
+use super::routes;
 use super::socket::{SocketError, SocketFile};
 use crate::config::default_sockets;
 
@@ -49,13 +49,18 @@ impl Http {
         if let Some(group) = &config.http.group {
             access = access.with_group(group).map_err(HttpError::Group)?;
         }
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let options = ServerOptions::default()
             .body_limit_bytes(config.limits.http_body_bytes.bytes())
             .max_connections(config.limits.http_connections);
-        let encoder = Encoder::new(Sources { host, zone: None });
+        let encoder = state.encoder.clone();
         let daemon: Arc<dyn http::Daemon> = Arc::clone(state) as _;
-        let server = Server::new(state.broker.clone(), encoder, daemon, state.forwarded.routes(), options);
+        let server = Server::new(
+            state.broker.clone(),
+            encoder,
+            daemon,
+            state.forwarded.routes().merge(routes::routes(state)),
+            options,
+        );
         // TCP first: the socket's file appears when everything else is there.
         let mut listen = Vec::new();
         for &address in &config.http.listen {

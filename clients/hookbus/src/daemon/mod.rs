@@ -5,40 +5,57 @@
 //!
 //! ```text
 //!                 ┌▶ ports      ZeroMQ publisher and logger           ports.rs
-//!   BROKER ───────┼▶ hooks      the executor, from template files     hooks.rs
-//!        ▲        └▶ http       followers, status, metrics            http.rs
+//!   BROKER ───────┼▶ journal    events on disk                        journal.rs
+//!        ▲        ├▶ bridges    NATS, MQTT, AMQP; dead letters        bridges.rs, buses.rs
+//!        │        ├▶ hooks      the executor, from template files     hooks.rs
+//!        │        └▶ http       followers, status, metrics            http.rs, routes.rs
 //!        ├───────── http       events published by hand
+//!        ├───────── sources    another driver's ZeroMQ port          sources.rs
 //!        └───────── forwarded  events of a driver in another process  forwarded.rs
 //! ```
 //!
-//! Hooks and the socket belong to whoever owns the state directory ([`StateDir`]); the ports belong to whoever has bound them. So a
-//! driver that runs beside a `serve` serves ZeroMQ at ports of its own, and takes the rest over when the other one has ended.
+//! All but the ports belongs to whoever owns the state directory ([`StateDir`]); the ports belong to whoever has bound them. So a
+//! driver that runs beside a `serve` serves ZeroMQ at ports of its own, and takes the rest over when the other one has ended. What comes
+//! until then is kept for its journal.
+//!
+//! What may wait for a disk (bridges and followers that read from the journal) has a runtime of its own in the driver, whose one thread
+//! must never wait.
 //!
 //! # The end
 //!
-//! An ordered list ([`Daemon::shut_down`]): nothing more is taken in; hooks that run are given time, then ended; ports and
-//! followers send what is queued; what could not be done is logged.
+//! An ordered list ([`Daemon::shut_down`]): nothing more is taken in; hooks that run are given time, then ended; ports, bridges and
+//! followers send what is queued; what could not be done is logged; the journal is closed.
 
+mod bridges;
+mod buses;
 mod forwarded;
 mod hooks;
 mod http;
+mod journal;
 mod ports;
 mod results;
+mod routes;
 mod socket;
+mod sources;
 mod state_dir;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use hookbus_broker::{Broker, BrokerOptions};
+use hookbus_bridges::cloudevents::{Encoder, Sources as Producers};
+use hookbus_broker::{Broker, BrokerOptions, JournalHold};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::bridges::Bridges;
+use self::journal::JournalState;
+use self::sources::Sources;
 use crate::config::Config;
 pub(crate) use forwarded::Forwarded;
 pub(crate) use hooks::Hooks;
@@ -49,6 +66,9 @@ pub(crate) use state_dir::{StateDir, StateDirError};
 
 /// How many filters of a subscriber a listing shows.
 const FILTERS_SHOWN: usize = 5;
+
+/// What the cursors of bridges begin with; the bridge's name follows.
+const BRIDGE_CURSOR: &str = "bridge/";
 
 /// What this process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +98,9 @@ pub(crate) struct State {
     pub(crate) forwarded: Forwarded,
     parts: Mutex<Parts>,
     ready: AtomicBool,
+    /// What this host is called.
+    host: String,
+    encoder: Encoder,
 }
 
 /// The parts, as far as they are there.
@@ -88,6 +111,22 @@ struct Parts {
     socket: Option<PathBuf>,
     listen: Vec<SocketAddr>,
     hooks: Option<Hooks>,
+    journal: Option<JournalState>,
+    bridges: Option<Bridges>,
+    sources: Sources,
+    /// What is published before the journal is there; taken when it is opened.
+    held: Option<JournalHold>,
+}
+
+/// Why what belongs to the owner of the state directory can't be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OwnError {
+    /// The journal.
+    #[error("{0}")]
+    Journal(String),
+    /// The socket, or an address.
+    #[error(transparent)]
+    Http(#[from] HttpError),
 }
 
 /// The daemon. Dropping it ends its parts at once.
@@ -103,6 +142,17 @@ pub(crate) struct Owned {
     /// Held, in case there is one.
     _state_dir: Option<StateDir>,
     http: Option<Http>,
+    /// What may wait for a disk runs in it, where the daemon's own runtime must not.
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Its threads may hang on a disk; the end of the process ends them.
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Daemon {
@@ -113,7 +163,10 @@ impl Daemon {
         let forwarded = Forwarded::new(broker.clone(), queue.clone(), config.limits.line_bytes.bytes());
         let results = results.unwrap_or(Results::Forwarder(queue));
         let ports = config.zeromq.enabled.then(|| Ports::serve(&config, &broker, results, role == Role::Hm));
-        let parts = Parts { ports: ports.as_ref().map(Ports::states), ..Parts::default() };
+        let held = config.journal.enabled.then(|| broker.hold_for_journal().ok()).flatten();
+        let parts = Parts { ports: ports.as_ref().map(Ports::states), held, ..Parts::default() };
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let encoder = Encoder::new(Producers { host: host.clone(), zone: None });
         let state = State {
             role,
             started: SystemTime::now(),
@@ -122,21 +175,26 @@ impl Daemon {
             forwarded,
             parts: Mutex::new(parts),
             ready: AtomicBool::new(false),
+            host,
+            encoder,
         };
         Daemon { state: Arc::new(state), ports, owned: None }
     }
 
-    /// Takes over what belongs to the owner of the state directory: hooks and HTTP. Hooks are not in the way of anything, so
-    /// what is wrong with them is logged.
+    /// Takes over what belongs to the owner of the state directory: journal, bridges, sources, hooks and HTTP. Bridges and hooks are not in
+    /// the way of anything, so what is wrong with them is logged.
     ///
     /// # Errors
-    /// When the socket, or a TCP address, can't be had.
+    /// When the journal, the socket, or a TCP address can't be had.
     pub(crate) fn own(
         &mut self,
         state_dir: Option<StateDir>,
         activated: Option<std::os::unix::net::UnixListener>,
-    ) -> Result<(), HttpError> {
+    ) -> Result<(), OwnError> {
+        let directory = state_dir.as_ref().map(|dir| dir.path().to_owned());
+        open_journal(&self.state, directory.as_deref()).map_err(OwnError::Journal)?;
         let owned = own(&self.state, state_dir, activated)?;
+        start_bridges(&self.state, &owned.runtime());
         self.owned = Some(owned);
         Ok(())
     }
@@ -155,7 +213,11 @@ impl Daemon {
         if let Some(http) = http {
             http.take_nothing_in();
         }
-        let executor = state.parts.lock().hooks.take();
+        let (sources, executor) = {
+            let mut parts = state.parts.lock();
+            (std::mem::take(&mut parts.sources), parts.hooks.take())
+        };
+        sources.shut_down().await;
         if let Some(executor) = executor {
             executor.shut_down(Instant::now() + hooks).await;
         }
@@ -170,24 +232,81 @@ impl Daemon {
                 http.shut_down(deadline).await;
             }
         };
-        tokio::join!(ports, http);
+        let bridges = state.parts.lock().bridges.take();
+        let bridges = async {
+            if let Some(bridges) = bridges {
+                bridges.shut_down(deadline).await;
+            }
+        };
+        tokio::join!(ports, http, bridges);
+        // The journal gets what came last, and is closed in order.
+        let broker = state.broker.clone();
+        let closed = tokio::task::spawn_blocking(move || broker.close_journal());
+        if tokio::time::timeout_at(deadline.max(Instant::now() + LAST_WRITE), closed).await.is_err() {
+            tracing::error!("journal: its disk doesn't answer; what came last may not be in it");
+        }
     }
 }
 
-/// See [`Daemon::own`].
+/// How long the journal may take to be closed when everything else has used up its time.
+const LAST_WRITE: Duration = Duration::from_millis(500);
+
+/// See [`Daemon::own`]: hooks and HTTP.
 pub(crate) fn own(
     state: &Arc<State>,
     state_dir: Option<StateDir>,
     activated: Option<std::os::unix::net::UnixListener>,
 ) -> Result<Owned, HttpError> {
+    // The driver's one thread must not wait for a disk.
+    let config = &state.config;
+    let reads = config.journal.enabled || !config.bridges.is_empty() || !config.sources.is_empty();
+    let runtime = (state.role == Role::Hm && reads).then(runtime).transpose()?;
+    let entered = runtime.as_ref().map(Runtime::enter);
     let http = Http::start(state, activated)?;
-    let hooks = Hooks::start(&state.broker, &state.config.hooks, state.role.kill_grace());
+    drop(entered);
+    let hooks = Hooks::start(&state.broker, &config.hooks, state.role.kill_grace());
     let mut parts = state.parts.lock();
     parts.state_dir = state_dir.as_ref().map(|dir| dir.path().to_owned());
     parts.socket = http.socket();
     parts.listen = http.listen();
     parts.hooks = hooks;
-    Ok(Owned { _state_dir: state_dir, http: Some(http) })
+    Ok(Owned { _state_dir: state_dir, http: Some(http), runtime })
+}
+
+/// Opens the journal, where there is to be one; `directory` is the state directory. It blocks. What is published before is kept for it.
+///
+/// # Errors
+/// When it can't be opened; it can be tried again.
+pub(crate) fn open_journal(state: &State, directory: Option<&Path>) -> Result<(), String> {
+    if !state.config.journal.enabled || state.parts.lock().journal.is_some() {
+        return Ok(());
+    }
+    let held = || state.parts.lock().held.take();
+    let journal = JournalState::open(&state.broker, held, &state.config.journal, directory)?;
+    state.parts.lock().journal = Some(journal);
+    Ok(())
+}
+
+/// Starts bridges and sources, when the journal is open. What is wrong with one of them is logged.
+pub(crate) fn start_bridges(state: &Arc<State>, runtime: &Handle) {
+    let _entered = runtime.enter();
+    let directory = state.parts.lock().state_dir.clone();
+    let bridges = Bridges::start(&state.broker, &state.config, directory.as_deref(), &state.host, &state.encoder);
+    let sources = Sources::start(&state.broker, &state.config.sources);
+    let mut parts = state.parts.lock();
+    parts.bridges = Some(bridges);
+    parts.sources = sources;
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("bridges").enable_all().build()
+}
+
+impl Owned {
+    /// Where what may wait for a disk runs.
+    pub(crate) fn runtime(&self) -> Handle {
+        self.runtime.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
+    }
 }
 
 impl State {
@@ -259,6 +378,12 @@ impl State {
                 "lost": forwarded.lost,
                 "results_waiting": forwarded.results_waiting,
             },
+            "journal": parts.journal.as_ref().map(|journal| {
+                let dead_letters = parts.bridges.as_ref().map_or(0, |bridges| bridges.dead_letters().count(None));
+                journal.status(&self.broker, dead_letters)
+            }),
+            "sources": parts.sources.status(),
+            "bridges": parts.bridges.as_ref().map(Bridges::status).unwrap_or_default(),
             "subscribers": subscribers,
             "hooks": parts.hooks.as_ref().map(Hooks::status),
         })

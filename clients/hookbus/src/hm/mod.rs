@@ -48,6 +48,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hookbus_bridges::zeromq::{Endpoint, Host};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -311,8 +312,12 @@ async fn take_over(state: std::sync::Arc<daemon::State>) -> Owned {
                 None
             }
         };
+        let directory = state_dir.as_ref().map(|dir| dir.path().to_owned());
         match daemon::own(&state, state_dir, None) {
-            Ok(owned) => return owned,
+            Ok(owned) => {
+                tokio::spawn(start_bridges(state, directory, owned.runtime()));
+                return owned;
+            }
             Err(e) => {
                 let http = &state.config.http;
                 let asked_for = http.socket.is_some() || http.group.is_some() || !http.listen.is_empty();
@@ -320,6 +325,25 @@ async fn take_over(state: std::sync::Arc<daemon::State>) -> Owned {
                 tokio::time::sleep(LOOK_FOR_STATE_DIR).await;
             }
         }
+    }
+}
+
+/// Opens the journal, as often as it takes, and starts the bridges then. Events are kept for it meanwhile.
+async fn start_bridges(state: std::sync::Arc<daemon::State>, directory: Option<PathBuf>, runtime: Handle) {
+    let mut told = String::new();
+    loop {
+        let (opening, directory) = (std::sync::Arc::clone(&state), directory.clone());
+        let opened = tokio::task::spawn_blocking(move || daemon::open_journal(&opening, directory.as_deref())).await;
+        let reason = match opened {
+            Ok(Ok(())) => return daemon::start_bridges(&state, &runtime),
+            Ok(Err(reason)) => reason,
+            Err(e) => e.to_string(),
+        };
+        if reason != told {
+            tracing::error!("hm: {reason}; bridges wait for the journal, and it is tried again");
+            told = reason;
+        }
+        tokio::time::sleep(LOOK_FOR_STATE_DIR).await;
     }
 }
 

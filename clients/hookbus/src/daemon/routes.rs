@@ -1,0 +1,187 @@
+//! The daemon's own routes: dead letters and cursors, for the command line and for scripts.
+//!
+//! | request | does |
+//! | --- | --- |
+//! | `GET /v1/dlq?bridge=NAME&limit=N` | lists dead letters, oldest first |
+//! | `GET /v1/dlq/N` | shows one, with its event |
+//! | `POST /v1/dlq/retry`, `POST /v1/dlq/purge` | sends letters again, throws them away: `{"numbers": [..]}`, `{"bridge": NAME}` or `{"all": true}` |
+//! | `GET /v1/cursors` | lists cursors |
+//! | `DELETE /v1/cursors/NAME` | deletes one that is not in use |
+//!
+//! Dead letters are on a disk, so they are asked for in a thread that may wait.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, Query, State as Shared};
+use axum::http::StatusCode;
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use hookbus_bridges::cloudevents::encode_key;
+use hookbus_bridges::delivery::{DeadLetter, DeadLetters, DeadLettersError, Which};
+use hookbus_bridges::http::Problem;
+use hookbus_broker::JournalError;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::State;
+use super::journal::cursors;
+
+/// The most letters that one answer lists.
+const MAX_LISTED: usize = 10_000;
+
+/// The routes.
+pub(super) fn routes(state: &Arc<State>) -> Router {
+    Router::new()
+        .route("/v1/dlq", get(list))
+        .route("/v1/dlq/{number}", get(show))
+        .route("/v1/dlq/retry", post(retry))
+        .route("/v1/dlq/purge", post(purge))
+        .route("/v1/cursors", get(list_cursors))
+        .route("/v1/cursors/{*name}", delete(delete_cursor))
+        .with_state(Arc::clone(state))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listed {
+    bridge: Option<String>,
+    #[serde(default = "some")]
+    limit: usize,
+}
+
+fn some() -> usize {
+    100
+}
+
+/// Which letters are meant.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Asked {
+    numbers: Option<Vec<u64>>,
+    bridge: Option<String>,
+    all: bool,
+}
+
+impl Asked {
+    fn which(self) -> Result<Which, Problem> {
+        match self {
+            Asked { numbers: Some(numbers), bridge: None, all: false } => Ok(Which::Numbers(numbers)),
+            Asked { numbers: None, bridge: Some(bridge), all: false } => Ok(Which::Bridge(bridge.into())),
+            Asked { numbers: None, bridge: None, all: true } => Ok(Which::All),
+            _ => Err(Problem::bad_request(
+                "which letters? Send one of {\"numbers\": [1, 2]}, {\"bridge\": \"NAME\"} and {\"all\": true}",
+            )),
+        }
+    }
+}
+
+async fn list(
+    Shared(state): Shared<Arc<State>>,
+    query: Result<Query<Listed>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<Value>, Problem> {
+    let Query(Listed { bridge, limit }) = query.map_err(|e| Problem::bad_request(e.to_string()))?;
+    let letters = dead_letters(&state)?;
+    asked(move || {
+        let all = letters.list(bridge.as_deref(), limit.min(MAX_LISTED))?;
+        let all: Vec<Value> = all.iter().map(head).collect();
+        Ok(json!({
+            "total": letters.count(bridge.as_deref()),
+            "dropped": letters.dropped(),
+            "notice": letters.notice().as_deref(),
+            "letters": all,
+        }))
+    })
+    .await
+}
+
+async fn show(Shared(state): Shared<Arc<State>>, Path(number): Path<String>) -> Result<Json<Value>, Problem> {
+    let number: u64 = number.parse().map_err(|_| {
+        Problem::new(StatusCode::NOT_FOUND, format!("there is no {number} here; dead letters go by numbers"))
+    })?;
+    let letters = dead_letters(&state)?;
+    let found = blocking(move || letters.show(number)).await?.map_err(failed)?;
+    let Some((letter, event)) = found else {
+        return Err(Problem::new(StatusCode::NOT_FOUND, format!("there is no dead letter {number}")));
+    };
+    let mut shown = head(&letter);
+    shown["keys"] = letter.keys.iter().map(|key| Value::from(encode_key(key).into_owned())).collect();
+    shown["event"] = serde_json::from_slice(&state.encoder.structured(&event, None)).unwrap_or_default();
+    Ok(Json(shown))
+}
+
+async fn retry(Shared(state): Shared<Arc<State>>, body: Body) -> Result<Json<Value>, Problem> {
+    let which = read(body)?.which()?;
+    // Nothing is read here: bridges fetch what they send.
+    let parts = state.parts.lock();
+    let bridges = parts.bridges.as_ref().ok_or_else(not_yet)?;
+    Ok(Json(json!({ "retried": bridges.retry(&which) })))
+}
+
+async fn purge(Shared(state): Shared<Arc<State>>, body: Body) -> Result<Json<Value>, Problem> {
+    let which = read(body)?.which()?;
+    let letters = dead_letters(&state)?;
+    asked(move || Ok(json!({ "purged": letters.purge(&which)? }))).await
+}
+
+async fn list_cursors(Shared(state): Shared<Arc<State>>) -> Json<Value> {
+    Json(cursors(&state.broker))
+}
+
+async fn delete_cursor(Shared(state): Shared<Arc<State>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+    let journal = state
+        .broker
+        .journal()
+        .ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is no journal here, so there are no cursors"))?;
+    let told = name.clone();
+    match blocking(move || journal.delete_cursor(&name)).await? {
+        Ok(()) => Ok(Json(json!({ "deleted": told }))),
+        Err(e @ JournalError::NoCursor { .. }) => Err(Problem::new(StatusCode::NOT_FOUND, e.to_string())),
+        Err(e @ JournalError::CursorInUse { .. }) => {
+            let detail = format!("{e}; it belongs to a bridge of the configuration");
+            Err(Problem::new(StatusCode::CONFLICT, detail))
+        }
+        Err(e) => Err(Problem::unavailable(e.to_string(), 5)),
+    }
+}
+
+type Body = Result<Json<Asked>, axum::extract::rejection::JsonRejection>;
+
+fn read(body: Body) -> Result<Asked, Problem> {
+    body.map(|Json(asked)| asked).map_err(|e| Problem::new(e.status(), e.body_text()))
+}
+
+fn head(letter: &DeadLetter) -> Value {
+    let key = letter.keys.last().map_or(&[][..], |key| key);
+    json!({
+        "number": letter.number,
+        "bridge": letter.bridge,
+        "time": hookbus_bridges::cloudevents::rfc3339(letter.died),
+        "reason": letter.reason,
+        "attempts": letter.attempts,
+        "replays": letter.replays,
+        "retrying": letter.retrying,
+        "id": letter.id.to_string(),
+        "key": encode_key(key),
+        "payload_bytes": letter.payload_bytes,
+    })
+}
+
+fn dead_letters(state: &State) -> Result<Arc<DeadLetters>, Problem> {
+    state.parts.lock().bridges.as_ref().map(super::Bridges::dead_letters).ok_or_else(not_yet)
+}
+
+fn not_yet() -> Problem {
+    Problem::unavailable("the bridges are starting or ending", 1)
+}
+
+fn failed(error: DeadLettersError) -> Problem {
+    Problem::unavailable(error.to_string(), 5)
+}
+
+async fn asked(ask: impl FnOnce() -> Result<Value, DeadLettersError> + Send + 'static) -> Result<Json<Value>, Problem> {
+    blocking(ask).await?.map(Json).map_err(failed)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Problem::unavailable(e.to_string(), 5))
+}
