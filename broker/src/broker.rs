@@ -246,14 +246,17 @@ impl Broker {
     /// The prefixes of the subscription with this number, in byte order, at most `most` of them; none once it is gone. For
     /// listings: it looks at all prefixes that the subscription has.
     pub fn prefixes_of(&self, subscription: u64, most: usize) -> Vec<Box<[u8]>> {
-        let group = self.shared.with_publishing(|p| p.members.get(&subscription).cloned().and_then(|m| p.group_of(&m)));
-        group.flatten().map_or_else(Vec::new, |group| group.first_prefixes(most))
+        self.shared.prefixes_of(subscription, most)
     }
 
     /// The name of the log that offsets count in, the first half of each [`EventId`](crate::EventId): the journal's from when
     /// one is attached.
     pub fn log_id(&self) -> LogId {
-        self.shared.log_id_of(Offset::new(u64::MAX - 1))
+        #[cfg(feature = "journal")]
+        if let Some(attached) = self.shared.journal.get() {
+            return attached.log.id;
+        }
+        self.shared.options.log_id
     }
 }
 
@@ -265,22 +268,31 @@ fn never_blocks(error: TryPublishError) -> PublishError {
 }
 
 impl Shared {
-    fn subscribe(&self, options: SubscribeOptions) -> Arc<Member> {
+    pub(crate) fn subscribe(&self, options: SubscribeOptions) -> Arc<Member> {
         let mut sets = self.sets.lock();
-        let group = sets.enter(self, &options.prefixes);
+        let group = if options.journal { Some(sets.enter_alone(self)) } else { sets.enter(self, &options.prefixes) };
         self.with_publishing(|p| {
             let id = p.next_member;
             p.next_member += 1;
             let lane = Arc::new(Lane::new(group.as_ref().is_some_and(|g| g.matches_all())));
-            let member = Arc::new(Member::new(id, options, Arc::clone(&lane)));
+            let member = Arc::new(Member::new(id, options, Arc::clone(&lane), p.next));
             if p.closed {
                 member.set_end(EndReason::BrokerClosed);
+            }
+            #[cfg(feature = "journal")]
+            if member.options.overflow == crate::Overflow::Spill {
+                member.cursor.lock().spills = self.journal.get().is_some();
             }
             member.prefixes.store(group.as_ref().map_or(0, |g| g.len()), Ordering::Relaxed);
             p.settle(&member, group, lane);
             p.members.insert(id, Arc::clone(&member));
             member
         })
+    }
+
+    pub(crate) fn prefixes_of(&self, member: u64, most: usize) -> Vec<Box<[u8]>> {
+        let group = self.with_publishing(|p| p.members.get(&member).cloned().and_then(|m| p.group_of(&m)));
+        group.flatten().map_or_else(Vec::new, |group| group.first_prefixes(most))
     }
 
     /// Takes a subscription away. What it had queued is abandoned.
@@ -291,7 +303,7 @@ impl Shared {
             p.end(member, &mut cursor, EndReason::Closed);
             let group = p.forget(member, &cursor);
             let mut taken = Taken::default();
-            let abandoned = cursor.abandon(&mut taken);
+            let abandoned = cursor.abandon(&mut taken) + cursor.spilled;
             self.abandoned.fetch_add(abandoned, Ordering::Relaxed);
             p.past_delivered += cursor.delivered;
             p.past_dropped += cursor.dropped;
@@ -315,6 +327,7 @@ impl Shared {
         let Some(group) = self.with_publishing(|p| p.group_of(member)) else { return 0 };
         let changed = sets.change(self, group.as_ref(), change, prefixes);
         member.prefixes.store(changed.prefixes, Ordering::Relaxed);
+        member.changes.fetch_add(1, Ordering::Release);
         if let Some(to) = changed.moved {
             self.with_publishing(|p| p.transfer(member, to));
             if let Some(group) = group {

@@ -144,6 +144,14 @@ impl Sets {
         Some(group)
     }
 
+    /// A group that matches all and has just one member: no other joins it.
+    pub(crate) fn enter_alone(&mut self, index: &impl Index) -> Arc<Group> {
+        let group = Arc::new(Group { fan: Published::new(Fan::default()), set: Mutex::new(Set::default()) });
+        index.insert(b"", &group);
+        *group.set.lock() = Set { prefixes: HashSet::from([Box::default()]), hash: 0, members: 1 };
+        group
+    }
+
     fn find(&self, hash: u64, prefixes: &HashSet<Box<[u8]>>, except: Option<&Arc<Group>>) -> Option<Arc<Group>> {
         let groups = self.groups.get(&hash)?;
         groups.iter().find(|g| except.is_none_or(|e| !Arc::ptr_eq(g, e)) && g.set.lock().prefixes == *prefixes).cloned()

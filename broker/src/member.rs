@@ -35,6 +35,16 @@ pub(crate) struct Dropping {
     pub(crate) first: Offset,
 }
 
+/// What is done for a member that is full, where its publisher doesn't wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Policy {
+    DropNewest,
+    DropOldest,
+    Disconnect,
+    /// The new message is dropped, and no other.
+    TurnAway,
+}
+
 /// The run that the reader is in.
 #[derive(Clone, Copy, Debug)]
 struct Run {
@@ -66,6 +76,10 @@ pub(crate) struct Cursor {
     pub(crate) delivered: u64,
     /// Dropped, without the open hole.
     pub(crate) dropped: u64,
+    /// Whether what is dropped can be read from the journal. Then it counts as queued until it was.
+    pub(crate) spills: bool,
+    /// Messages that are to be read from the journal, without the open hole.
+    pub(crate) spilled: u64,
     /// Publishers that wait for room.
     pub(crate) waiters: Vec<Weak<Waiter>>,
 }
@@ -78,6 +92,10 @@ pub(crate) struct Member {
     pub(crate) limit: AtomicU64,
     pub(crate) limit_bytes: AtomicU64,
     pub(crate) prefixes: AtomicUsize,
+    /// Counts the changes of its prefixes.
+    pub(crate) changes: AtomicU64,
+    /// What is published from this offset on is for it.
+    pub(crate) joined: u64,
     /// Where its prefixes are; `None` while it has none.
     pub(crate) group: Published<Option<Arc<Group>>>,
     /// Whether it has a lane of its own though others have the same prefixes, until it has read all.
@@ -89,7 +107,7 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    pub(crate) fn new(id: u64, options: SubscribeOptions, lane: Arc<Lane>) -> Self {
+    pub(crate) fn new(id: u64, options: SubscribeOptions, lane: Arc<Lane>, joined: u64) -> Self {
         let cursor = Cursor {
             lane,
             seq: 0,
@@ -102,6 +120,8 @@ impl Member {
             skipped: 0,
             delivered: 0,
             dropped: 0,
+            spills: false,
+            spilled: 0,
             waiters: Vec::new(),
         };
         let member = Member {
@@ -111,6 +131,8 @@ impl Member {
             limit_bytes: AtomicU64::new(0),
             cursor: Mutex::new(cursor),
             prefixes: AtomicUsize::new(0),
+            changes: AtomicU64::new(0),
+            joined,
             group: Published::new(None),
             apart: AtomicBool::new(false),
             ended: AtomicU8::new(0),
@@ -167,12 +189,18 @@ pub(crate) struct Taken {
     pub(crate) items: Vec<Item>,
     /// Deliveries to give back when the items are done with.
     pub(crate) pins: Vec<(BlockPtr, u64)>,
+    /// Messages that were read from the journal.
+    #[cfg(feature = "journal")]
+    pub(crate) stored: Vec<crate::message::Received>,
     bytes: usize,
 }
 
 #[derive(Clone, Copy)]
 pub(crate) enum Item {
     Message(BlockPtr, u32, u32),
+    /// The message of that index in [`Taken::stored`].
+    #[cfg(feature = "journal")]
+    Stored(usize),
     Gap(Gap),
 }
 
@@ -187,6 +215,8 @@ impl Taken {
     /// Empties it, for the next batch; its memory is kept. The pins must have been given back.
     pub(crate) fn clear(&mut self) {
         self.items.clear();
+        #[cfg(feature = "journal")]
+        self.stored.clear();
         self.bytes = 0;
     }
 }
@@ -210,7 +240,7 @@ impl Cursor {
 
     /// Tells of one message that matched and is not put into the lane. The caller holds the publish lock.
     pub(crate) fn tell_one(&mut self, offset: Offset) {
-        self.dropped += 1;
+        self.count_dropped(1);
         let at = self.lane.tail.load(Ordering::Relaxed);
         match self.holes.back_mut() {
             Some(hole) if hole.resume == at => {
@@ -221,6 +251,38 @@ impl Cursor {
         }
     }
 
+    /// What is done when it is full.
+    pub(crate) fn policy(&self, options: &SubscribeOptions) -> Policy {
+        match options.overflow {
+            _ if options.journal => Policy::TurnAway,
+            Overflow::DropNewest => Policy::DropNewest,
+            Overflow::DropOldest | Overflow::Block => Policy::DropOldest,
+            #[cfg(feature = "journal")]
+            Overflow::Spill if self.spills => Policy::DropNewest,
+            #[cfg(feature = "journal")]
+            Overflow::Spill => Policy::DropOldest,
+            Overflow::Disconnect => Policy::Disconnect,
+        }
+    }
+
+    /// Counts messages that memory has dropped.
+    pub(crate) fn count_dropped(&mut self, count: u64) {
+        if self.spills {
+            self.spilled += count;
+        } else {
+            self.dropped += count;
+        }
+    }
+
+    /// Messages that are to be read from the journal, the open hole included.
+    pub(crate) fn spilled_now(&self) -> u64 {
+        self.spilled + if self.spills { self.open_hole() } else { 0 }
+    }
+
+    fn open_hole(&self) -> u64 {
+        self.dropping.map_or(0, |d| self.lane.tail.load(Ordering::Relaxed) - d.at)
+    }
+
     /// Whether a take would yield something, or has a hole to close first.
     pub(crate) fn has_any(&self) -> bool {
         self.head_gap.is_some() || !self.holes.is_empty() || self.dropping.is_some() || self.end() > self.seq
@@ -228,7 +290,7 @@ impl Cursor {
 
     /// Dropped by now, the open hole included.
     pub(crate) fn dropped_now(&self) -> u64 {
-        self.dropped + self.dropping.map_or(0, |d| self.lane.tail.load(Ordering::Relaxed) - d.at)
+        self.dropped + if self.spills { 0 } else { self.open_hole() }
     }
 
     /// Takes messages and gaps in order until a limit is reached or nothing is left.
@@ -236,6 +298,9 @@ impl Cursor {
         let tail = self.end();
         if let Some(gap) = self.head_gap.take() {
             out.items.push(Item::Gap(gap));
+            if self.spills {
+                return; // what is missing is read before anything else
+            }
         }
         while out.items.len() < limit.messages.max(1) && out.bytes < limit.bytes.max(1) {
             let end = self.holes.front().map_or(tail, |hole| hole.at);
@@ -243,6 +308,9 @@ impl Cursor {
                 let Some(hole) = self.holes.pop_front() else { break };
                 out.items.push(Item::Gap(hole.gap));
                 self.pass_hole(hole);
+                if self.spills {
+                    return;
+                }
                 continue;
             }
             self.take_run(end, limit, out);
@@ -317,7 +385,7 @@ impl Cursor {
         run.at = record.next();
         self.seq += 1;
         self.run = Some(run);
-        self.dropped += 1;
+        self.count_dropped(1);
         self.join_head_gap(Gap { first: offset, last: offset, count: 1 });
         pins.pin(run.block, 1);
     }

@@ -163,6 +163,60 @@ impl Keys {
     }
 }
 
+/// Keys side by side, wherever they are.
+#[derive(Clone)]
+pub(crate) struct KeyIter<'a> {
+    bytes: &'a [u8],
+    start: usize,
+    ends: Ends<'a>,
+}
+
+/// Where each key ends.
+#[derive(Clone)]
+enum Ends<'a> {
+    Record(std::slice::Iter<'a, u16>),
+    #[cfg(feature = "journal")]
+    Owned(std::slice::Iter<'a, u32>),
+}
+
+impl<'a> KeyIter<'a> {
+    pub(crate) fn of_record((bytes, ends): (&'a [u8], &'a [u16])) -> Self {
+        KeyIter { bytes, start: 0, ends: Ends::Record(ends.iter()) }
+    }
+
+    #[cfg(feature = "journal")]
+    pub(crate) fn of(keys: &'a Keys) -> Self {
+        KeyIter { bytes: &keys.bytes, start: 0, ends: Ends::Owned(keys.ends.iter()) }
+    }
+}
+
+impl<'a> Iterator for KeyIter<'a> {
+    type Item = &'a [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let end = match &mut self.ends {
+            Ends::Record(ends) => usize::from(*ends.next()?),
+            #[cfg(feature = "journal")]
+            Ends::Owned(ends) => *ends.next()? as usize,
+        };
+        let key = self.bytes.get(self.start..end).unwrap_or_default();
+        self.start = end;
+        Some(key)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = match &self.ends {
+            Ends::Record(ends) => ends.len(),
+            #[cfg(feature = "journal")]
+            Ends::Owned(ends) => ends.len(),
+        };
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for KeyIter<'_> {}
+
 /// A message to publish: one or more keys in order, one payload.
 ///
 /// ```
@@ -331,6 +385,12 @@ impl Received {
     /// The payload.
     pub fn payload(&self) -> &Bytes {
         &self.payload
+    }
+
+    /// What it counts against limits in bytes: its keys and its payload.
+    #[cfg(feature = "journal")]
+    pub(crate) fn counted_bytes(&self) -> usize {
+        self.keys.bytes.len() + self.payload.len()
     }
 
     /// The payload, without the rest.

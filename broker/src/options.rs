@@ -59,6 +59,10 @@ pub enum Overflow {
     /// The publisher waits: back-pressure. Towards a publisher that can't wait
     /// ([`publish_now`](crate::Broker::publish_now)) it acts as [`DropOldest`](Overflow::DropOldest).
     Block,
+    /// The subscription goes on reading from the journal, and comes back to memory once it has caught up: nothing is lost, and no
+    /// more waits in memory than the high-water mark. Without a journal it acts as [`DropOldest`](Overflow::DropOldest).
+    #[cfg(feature = "journal")]
+    Spill,
     /// The subscription ends, once what is queued has been read.
     Disconnect,
 }
@@ -86,6 +90,9 @@ pub struct SubscribeOptions {
     pub hwm_bytes: usize,
     /// What happens at the high-water mark.
     pub overflow: Overflow,
+    /// Whether this is the journal's own: it is alone in its group, and what it has queued is never dropped. Towards a publisher
+    /// that can't wait it turns the new message away.
+    pub(crate) journal: bool,
 }
 
 impl SubscribeOptions {
@@ -97,6 +104,7 @@ impl SubscribeOptions {
             hwm: 1000,
             hwm_bytes: 0,
             overflow: Overflow::DropNewest,
+            journal: false,
         }
     }
 

@@ -29,9 +29,9 @@ pub struct SubscriptionStats {
     pub delivered: u64,
     /// Messages that were dropped for it and are told as gaps.
     pub dropped: u64,
-    /// Messages that wait to be taken.
+    /// Messages that wait to be taken, in memory or, with [`Overflow::Spill`](crate::Overflow), in the journal.
     pub queued: u64,
-    /// Their keys and payloads, in bytes.
+    /// Keys and payloads of those in memory, in bytes.
     pub queued_bytes: u64,
     /// Whether it is dropping now.
     pub overflowing: bool,

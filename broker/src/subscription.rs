@@ -10,9 +10,11 @@ use bytes::Bytes;
 use crate::block::{BlockPtr, Record};
 use crate::error::{EndReason, TryRecvError};
 use crate::group::Change;
+#[cfg(feature = "journal")]
+use crate::journal::{Filled, Spill};
 use crate::lane::ALL_KEYS;
 use crate::member::{Cursor, Item, Member, Taken};
-use crate::message::{Delivery, EventId, Keys, LogId, Offset, Origin, Received, Timestamp};
+use crate::message::{Delivery, EventId, KeyIter, Keys, LogId, Offset, Origin, Received, Timestamp};
 use crate::options::BatchLimit;
 use crate::publish::{Shared, tell_waiters};
 use crate::stats::SubscriptionStats;
@@ -31,6 +33,9 @@ pub struct Subscription {
     drained: bool,
     task: Patience,
     thread: Patience,
+    /// Where it spills, what it reads from the journal.
+    #[cfg(feature = "journal")]
+    spill: Option<Box<Spill>>,
 }
 
 impl fmt::Debug for Subscription {
@@ -48,6 +53,8 @@ impl Subscription {
             drained: true,
             task: Patience::up_to(TASK_LOOKS),
             thread: Patience::up_to(THREAD_LOOKS),
+            #[cfg(feature = "journal")]
+            spill: None,
         }
     }
 
@@ -71,6 +78,8 @@ impl Subscription {
         let delivery = match self.taken.items[0] {
             Item::Gap(gap) => Delivery::Gap(gap),
             Item::Message(block, at, mask) => Delivery::Message(self.message(block, at, mask).to_received()),
+            #[cfg(feature = "journal")]
+            Item::Stored(i) => Delivery::Message(self.taken.stored[i].clone()),
         };
         self.finish();
         Ok(delivery)
@@ -147,6 +156,10 @@ impl Subscription {
     }
 
     fn has_any(&self) -> bool {
+        #[cfg(feature = "journal")]
+        if let Some(spill) = self.spill.as_ref().filter(|s| s.is_pending()) {
+            return spill.can_read();
+        }
         let member = &self.handle.member;
         member.end_reason().is_some() || member.cursor.lock().has_any()
     }
@@ -163,6 +176,10 @@ impl Subscription {
 
     /// Leaves `waker` to be woken, unless there is something already.
     fn poll_sleep(&mut self, waker: &Waker) -> Poll<()> {
+        #[cfg(feature = "journal")]
+        if let Some(spill) = self.spill.as_mut().filter(|s| s.is_pending()) {
+            return spill.poll_ready(&mut Context::from_waker(waker));
+        }
         let SubscriptionHandle { shared, member } = &self.handle;
         if member.apart.load(Ordering::Relaxed) {
             shared.rejoin(member);
@@ -185,6 +202,14 @@ impl Subscription {
         self.finish();
         let SubscriptionHandle { shared, member } = &self.handle;
         loop {
+            #[cfg(feature = "journal")]
+            if let Some(spill) = self.spill.as_mut().filter(|s| s.is_pending()) {
+                match spill.fill(limit, &mut self.taken, shared, member) {
+                    Filled::Some => return Ok(()),
+                    Filled::Waiting => return Err(TryRecvError::Empty),
+                    Filled::Done => {}
+                }
+            }
             let end = member.end_reason();
             let mut cursor = member.cursor.lock();
             let before = cursor.seq;
@@ -199,16 +224,37 @@ impl Subscription {
                 // There is room now.
                 shared.stop_dropping(member);
             }
+            #[cfg(feature = "journal")]
+            let spilling = Self::find_spilled(&mut self.spill, &mut self.taken, shared, member);
+            #[cfg(not(feature = "journal"))]
+            let spilling = false;
             let count = self.taken.items.len();
             if count > 0 {
                 self.task.found(count);
                 self.thread.found(count);
                 return Ok(());
             }
-            if !dropping {
+            if !dropping && !spilling {
                 return Err(if end.is_some() { TryRecvError::Ended } else { TryRecvError::Empty });
             }
         }
+    }
+
+    /// Where a subscription that spills has come to a gap, has it read from the journal instead. Returns whether it did.
+    #[cfg(feature = "journal")]
+    fn find_spilled(spill: &mut Option<Box<Spill>>, taken: &mut Taken, shared: &Arc<Shared>, member: &Member) -> bool {
+        let Some(Item::Gap(gap)) = taken.items.last() else { return false };
+        let attached = shared.journal.get().filter(|_| member.options.overflow == crate::Overflow::Spill);
+        let Some(attached) = attached.filter(|a| a.has(gap.first)) else { return false };
+        spill.get_or_insert_with(|| Spill::new(Arc::clone(&attached.log))).read_gap(*gap, member);
+        taken.items.pop();
+        true
+    }
+
+    /// What it reads from the journal.
+    #[cfg(feature = "journal")]
+    pub(crate) fn spill(&mut self) -> &mut Option<Box<Spill>> {
+        &mut self.spill
     }
 
     /// Is done with what was taken last.
@@ -232,7 +278,7 @@ impl Subscription {
     fn message(&self, block: BlockPtr, at: u32, mask: u32) -> MessageRef<'_> {
         let record = Record { block, at };
         let log = self.handle.shared.log_id_of(record.offset());
-        MessageRef { record, mask, log, batch: std::marker::PhantomData }
+        MessageRef { source: Source::Record(record, mask, log), batch: std::marker::PhantomData }
     }
 }
 
@@ -281,6 +327,16 @@ impl SubscriptionHandle {
         self.shared.stats_of(&self.member)
     }
 
+    #[cfg(feature = "journal")]
+    pub(crate) fn member(&self) -> &Arc<Member> {
+        &self.member
+    }
+
+    #[cfg(feature = "journal")]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Why it has ended, if it has.
     #[cfg(feature = "journal")]
     pub(crate) fn end(&self) -> Option<EndReason> {
@@ -318,13 +374,18 @@ impl Batch<'_> {
         subscription.taken.items.iter().map(move |item| match *item {
             Item::Gap(gap) => Delivery::Gap(gap),
             Item::Message(block, at, mask) => Delivery::Message(subscription.message(block, at, mask)),
+            #[cfg(feature = "journal")]
+            Item::Stored(i) => Delivery::Message(MessageRef {
+                source: Source::Stored(&subscription.taken.stored[i]),
+                batch: std::marker::PhantomData,
+            }),
         })
     }
 
     /// Says that the last `messages` of the batch were taken but not handled, because their reader went away: they are
     /// counted as abandoned instead of delivered.
     pub fn abandon(self, messages: usize) {
-        let taken = self.subscription.taken.items.iter().filter(|item| matches!(item, Item::Message(..))).count();
+        let taken = self.subscription.taken.items.iter().filter(|item| !matches!(item, Item::Gap(_))).count();
         let messages = messages.min(taken) as u64;
         let SubscriptionHandle { shared, member } = &self.subscription.handle;
         shared.abandoned.fetch_add(messages, Ordering::Relaxed);
@@ -341,11 +402,22 @@ impl Drop for Batch<'_> {
 /// A message in a [`Batch`], by reference.
 #[derive(Clone, Copy)]
 pub struct MessageRef<'a> {
-    record: Record,
-    mask: u32,
-    log: LogId,
-    /// The batch holds the delivery that keeps the record's block alive.
+    source: Source<'a>,
+    /// The batch holds the delivery that keeps a record's block alive.
     batch: std::marker::PhantomData<&'a Subscription>,
+}
+
+/// Where the message is.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    /// In memory: the record, which of its keys matched, and the log that its offset counts in.
+    Record(Record, u32, LogId),
+    /// It was read from the journal.
+    #[cfg(feature = "journal")]
+    Stored(&'a Received),
+    #[cfg(not(feature = "journal"))]
+    #[expect(dead_code, reason = "so that there is a lifetime")]
+    Never(std::convert::Infallible, std::marker::PhantomData<&'a ()>),
 }
 
 impl fmt::Debug for MessageRef<'_> {
@@ -354,67 +426,78 @@ impl fmt::Debug for MessageRef<'_> {
     }
 }
 
+/// `$record` for a message in memory, `$stored` for one that was read from the journal.
+macro_rules! from_source {
+    ($self:ident, $record:ident => $in_memory:expr, $stored:ident => $from_journal:expr) => {
+        match $self.source {
+            Source::Record($record, ..) => $in_memory,
+            #[cfg(feature = "journal")]
+            Source::Stored($stored) => $from_journal,
+            #[cfg(not(feature = "journal"))]
+            Source::Never(never, _) => match never {},
+        }
+    };
+}
+
 impl<'a> MessageRef<'a> {
     /// The place of the message in the broker's order.
     pub fn offset(&self) -> Offset {
-        self.record.offset()
+        from_source!(self, record => record.offset(), stored => stored.offset())
     }
 
     /// The name of the message.
     pub fn id(&self) -> EventId {
-        EventId { log: self.log, offset: self.offset() }
+        match self.source {
+            Source::Record(record, _, log) => EventId { log, offset: record.offset() },
+            #[cfg(feature = "journal")]
+            Source::Stored(stored) => stored.id,
+            #[cfg(not(feature = "journal"))]
+            Source::Never(never, _) => match never {},
+        }
     }
 
     /// When it was taken in.
     pub fn time(&self) -> Timestamp {
-        self.record.time()
+        from_source!(self, record => record.time(), stored => stored.time)
     }
 
     /// The publisher's tag; see [`Message::with_tag`](crate::Message::with_tag).
     pub fn tag(&self) -> u8 {
-        self.record.tag()
+        from_source!(self, record => record.tag(), stored => stored.tag)
     }
 
     /// The identity that it brought from elsewhere.
     pub fn origin(&self) -> Option<&'a Origin> {
-        self.record.origin().map(|origin| &**origin)
-    }
-
-    /// The keys side by side, and where each ends.
-    #[cfg(feature = "journal")]
-    pub(crate) fn raw_keys(&self) -> (&'a [u8], &'a [u16]) {
-        self.record.keys()
+        from_source!(self, record => record.origin().map(|origin| &**origin), stored => stored.origin())
     }
 
     /// All its keys, in order.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone + use<'a> {
-        let (bytes, ends) = self.record.keys::<'a>();
-        let mut start = 0;
-        ends.iter().map(move |&end| {
-            let key = &bytes[start..usize::from(end)];
-            start = usize::from(end);
-            key
-        })
+        from_source!(self, record => KeyIter::of_record(record.keys::<'a>()), stored => KeyIter::of(&stored.keys))
     }
 
     /// The keys that matched this subscription, in order; at least one.
     pub fn matched_keys(&self) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
-        let mask = self.mask;
+        let mask = self.mask();
         self.keys().enumerate().filter(move |(i, _)| mask >> i & 1 == 1).map(|(_, key)| key)
     }
 
     /// The payload.
     pub fn payload(&self) -> &'a [u8] {
-        self.record.payload()
+        from_source!(self, record => record.payload(), stored => &stored.payload)
     }
 
     /// The payload as a handle of its own; small ones are copied, others shared.
     pub fn payload_bytes(&self) -> Bytes {
-        self.record.payload_bytes()
+        from_source!(self, record => record.payload_bytes(), stored => stored.payload.clone())
     }
 
     /// The message in a form that can be kept.
     pub fn to_received(&self) -> Received {
+        #[cfg(feature = "journal")]
+        if let Source::Stored(stored) = self.source {
+            return stored.clone();
+        }
         let mut keys = Keys::default();
         for key in self.keys() {
             keys.push(key);
@@ -423,17 +506,44 @@ impl<'a> MessageRef<'a> {
             id: self.id(),
             time: self.time(),
             tag: self.tag(),
-            matched: if self.mask == ALL_KEYS { u32::MAX } else { self.mask },
+            matched: self.mask(),
             keys,
             payload: self.payload_bytes(),
-            origin: self.record.origin().cloned(),
+            origin: from_source!(self, record => record.origin().cloned(), stored => stored.origin.clone()),
         }
+    }
+
+    /// Which keys matched: bit i for key i.
+    fn mask(&self) -> u32 {
+        match self.source {
+            Source::Record(_, ALL_KEYS, _) => u32::MAX,
+            Source::Record(_, mask, _) => mask,
+            #[cfg(feature = "journal")]
+            Source::Stored(stored) => stored.matched,
+            #[cfg(not(feature = "journal"))]
+            Source::Never(never, _) => match never {},
+        }
+    }
+
+    /// The keys side by side, and where each ends, of a message in memory.
+    #[cfg(feature = "journal")]
+    pub(crate) fn raw_keys(&self) -> Option<(&'a [u8], &'a [u16])> {
+        match self.source {
+            Source::Record(record, ..) => Some(record.keys()),
+            Source::Stored(_) => None,
+        }
+    }
+
+    /// Whether it was read from the journal.
+    #[cfg(feature = "journal")]
+    pub(crate) fn is_stored(&self) -> bool {
+        matches!(self.source, Source::Stored(_))
     }
 }
 
 /// What `stats` tells of one member.
 pub(crate) fn stats(member: &Member, cursor: &Cursor) -> SubscriptionStats {
-    let (queued, dropped) = (cursor.queued(), cursor.dropped_now());
+    let (queued, dropped) = (cursor.queued() + cursor.spilled_now(), cursor.dropped_now());
     SubscriptionStats {
         id: member.id,
         name: Arc::clone(&member.options.name),

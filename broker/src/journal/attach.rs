@@ -3,33 +3,23 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Wake, Waker};
-use std::thread::{self, JoinHandle, Thread};
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
 
 use super::cursor::CursorFile;
-use super::durable::{DurableSubscription, Lag, Start};
+use super::durable::{DurableSubscription, Lag, Start, lag};
 use super::error::{JournalError, JournalFault};
+use super::gate::{Gate, Signals};
 use super::log::Log;
 use super::open::Journal;
 use super::reader::Reader;
+use super::scribe::{BATCH, Scribe};
 use super::writer::Writer;
 use crate::broker::Broker;
-use crate::error::{PublishError, TryRecvError};
+use crate::error::PublishError;
 use crate::message::{Delivery, Gap, LogId, Offset};
-use crate::options::{BatchLimit, Overflow, SubscribeOptions};
+use crate::options::{Overflow, SubscribeOptions};
 use crate::publish::Shared;
-use crate::subscription::{Subscription, SubscriptionHandle};
-
-/// What the writer takes at once.
-const BATCH: BatchLimit = BatchLimit { messages: 4096, bytes: 256 << 10 };
-/// How long a moved cursor may stay unsaved.
-const SAVE_AFTER: Duration = Duration::from_millis(500);
-/// Pauses between attempts to write.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Attempts to write what is left when the broker was closed.
-const LAST_ATTEMPTS: u32 = 10;
+use crate::subscription::Subscription;
 
 /// A journal that a broker has.
 #[derive(Debug)]
@@ -42,7 +32,12 @@ pub(crate) struct Attached {
 impl Attached {
     /// The journal's name, if the offset counts in it.
     pub(crate) fn log_id_of(&self, offset: Offset) -> Option<LogId> {
-        (offset.get() >= self.from).then_some(self.log.id)
+        (offset.get() >= self.from && offset.get() < self.log.id_end()).then_some(self.log.id)
+    }
+
+    /// Whether the journal may have the message of that offset.
+    pub(crate) fn has(&self, offset: Offset) -> bool {
+        offset.get() >= self.from
     }
 
     /// Waits until the journal has what was published under that offset.
@@ -83,7 +78,8 @@ impl Broker {
             return Err(JournalError::Attached);
         }
         let bound = (self.shared.options.max_bytes / 4).min(64 << 20);
-        let options = SubscribeOptions::new("journal").prefix("").hwm(0).hwm_bytes(bound).overflow(Overflow::Block);
+        let mut options = SubscribeOptions::new("journal").hwm(0).hwm_bytes(bound).overflow(Overflow::Block);
+        options.journal = true;
         Ok(JournalHold { subscription: self.subscribe(options), broker: self.clone() })
     }
 
@@ -105,32 +101,35 @@ impl Broker {
     ) -> Result<DurableSubscription, JournalError> {
         let log = self.log()?;
         let mut cursors = log.cursors.lock();
+        if cursors.get(cursor).is_some_and(|file| file.in_use.load(Ordering::Acquire)) {
+            return Err(JournalError::CursorInUse { name: cursor.to_owned() });
+        }
+        let subscription = self.subscribe(options.overflow(Overflow::Spill));
         let file = match cursors.get(cursor) {
             Some(file) => Arc::clone(file),
             None => {
-                let position = position_of(&log, start)?;
+                let position = position_of(&log, start, &subscription);
                 let file = CursorFile::create(&log.cursors_dir(), cursor, position, &*log.options.disk)?;
                 let file = Arc::new(file);
                 cursors.insert(cursor.to_owned(), Arc::clone(&file));
                 file
             }
         };
-        if file.in_use.swap(true, Ordering::AcqRel) {
-            return Err(JournalError::CursorInUse { name: cursor.to_owned() });
-        }
+        file.in_use.store(true, Ordering::Release);
         drop(cursors);
         let from = file.position();
-        Ok(DurableSubscription::new(log, &options, Some(file), from))
+        Ok(DurableSubscription::new(log, subscription, Some(file), from))
     }
 
     /// Opens a subscription that begins in the past and leaves nothing behind.
     ///
     /// # Errors
-    /// When the broker has no journal, or it can't be read.
+    /// When the broker has no journal.
     pub fn subscribe_from(&self, options: SubscribeOptions, start: Start) -> Result<DurableSubscription, JournalError> {
         let log = self.log()?;
-        let from = position_of(&log, start)?;
-        Ok(DurableSubscription::new(log, &options, None, from))
+        let subscription = self.subscribe(options.overflow(Overflow::Spill));
+        let from = position_of(&log, start, &subscription);
+        Ok(DurableSubscription::new(log, subscription, None, from))
     }
 
     /// Closes the broker, and returns when its journal, if it has one, has everything and is closed in order. Without this, that happens
@@ -145,13 +144,14 @@ impl Broker {
     }
 }
 
-fn position_of(log: &Arc<Log>, start: Start) -> Result<u64, JournalError> {
-    Ok(match start {
-        Start::Latest => log.watermark(),
+/// Where a new subscription begins.
+fn position_of(log: &Arc<Log>, start: Start, subscription: &Subscription) -> u64 {
+    match start {
+        Start::Latest => subscription.handle().member().joined,
         Start::Earliest => log.range().0,
-        Start::Offset(offset) => offset.get(),
-        Start::Time(time) => Reader::find_time(log, time).map_err(log.io("read"))?,
-    })
+        Start::Offset(offset) => offset.get().max(1),
+        Start::Time(time) => Reader::find_time(log, time),
+    }
 }
 
 impl JournalHold {
@@ -166,22 +166,35 @@ impl JournalHold {
         let mut next = log.watermark();
         // Most of it while publishers go on, the rest while they can't.
         let failed = log.io("write");
-        let done = write_held(&mut subscription, &mut writer, &mut next, 0);
-        let done = done.and_then(|()| {
-            shared.with_publishing(|p| {
-                if p.closed {
-                    return Ok(Err(JournalError::Closed));
-                }
-                write_held(&mut subscription, &mut writer, &mut next, 0)?;
-                // Offsets rise for those who are subscribed already, whichever log they count in.
-                p.next = p.next.max(next);
-                let attached = Attached { log: Arc::clone(&log), from: p.next };
-                Ok(shared.journal.set(attached).map_err(|_| JournalError::Attached))
-            })
+        write_held(&mut subscription, &mut writer, &mut next).map_err(log.io("write"))?;
+        // Where there is no room yet, the thread goes on trying.
+        let full = writer.prepare().err().map(|e| JournalFault::from(&e));
+        let signals = Arc::new(Signals::default());
+        let attached = shared.with_publishing(|p| {
+            if p.closed {
+                return Err(JournalError::Closed);
+            }
+            write_held(&mut subscription, &mut writer, &mut next).map_err(failed)?;
+            // Offsets rise for those who are subscribed already, whichever log they count in.
+            p.next = p.next.max(next);
+            log.advance(p.next);
+            let attached = Attached { log: Arc::clone(&log), from: p.next };
+            shared.journal.set(attached).map_err(|_| JournalError::Attached)?;
+            let member = subscription.handle().member();
+            let mut gate = Gate::new(Arc::clone(&log), Arc::clone(member), Arc::clone(&signals), writer.room());
+            if let Some(fault) = full {
+                gate.no_spare(fault);
+            }
+            p.gate = Some(gate);
+            for member in p.members.values().filter(|m| m.options.overflow == Overflow::Spill) {
+                member.cursor.lock().spills = true;
+            }
+            Ok(())
         });
-        done.map_err(failed)??;
-        let run = move || run(writer, subscription);
-        let thread = thread::Builder::new().name("journal".into()).spawn(run).map_err(log.io("start the thread of"))?;
+        attached?;
+        let scribe = Scribe::new(writer, subscription, signals);
+        let thread = thread::Builder::new().name("journal".into()).spawn(move || scribe.run());
+        let thread = thread.map_err(log.io("start the thread of"))?;
         let _ = log.thread.set(thread.thread().clone());
         broker.life.set(thread);
         Ok(())
@@ -189,12 +202,7 @@ impl JournalHold {
 }
 
 /// Writes what is queued under offsets from `next` on.
-fn write_held(
-    subscription: &mut Subscription,
-    writer: &mut Writer,
-    next: &mut u64,
-    _least: usize,
-) -> std::io::Result<()> {
+fn write_held(subscription: &mut Subscription, writer: &mut Writer, next: &mut u64) -> std::io::Result<()> {
     while let Ok(batch) = subscription.try_recv_batch(BATCH) {
         for delivery in batch.iter() {
             match delivery {
@@ -212,82 +220,6 @@ fn write_held(
     }
     writer.reserve(*next)?;
     writer.flush()
-}
-
-/// The thread.
-fn run(mut writer: Writer, mut subscription: Subscription) {
-    let log = Arc::clone(&writer.log);
-    let handle = subscription.handle().clone();
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut cx = Context::from_waker(&waker);
-    let written = loop {
-        let taken = subscription.try_recv_batch(BATCH).map(|batch| {
-            batch.iter().try_for_each(|delivery| match delivery {
-                Delivery::Message(message) => insist(&mut writer, &handle, |w| w.put(message, message.offset().get())),
-                Delivery::Gap(gap) => insist(&mut writer, &handle, |w| w.put_gap(gap)),
-            })
-        });
-        match taken {
-            Ok(done) => {
-                let next = writer.next;
-                let done = done.and_then(|()| insist(&mut writer, &handle, Writer::flush));
-                if done.and_then(|()| insist(&mut writer, &handle, |w| w.reserve(next))).is_err() {
-                    break false;
-                }
-            }
-            Err(TryRecvError::Empty) => {
-                if subscription.poll_ready(&mut cx).is_pending() {
-                    if log.cursors_moved.load(Ordering::Acquire) {
-                        thread::park_timeout(SAVE_AFTER);
-                        let _ = writer.save_cursors();
-                    } else {
-                        thread::park();
-                    }
-                }
-            }
-            Err(TryRecvError::Ended) => break true,
-        }
-    };
-    if written {
-        let _ = insist(&mut writer, &handle, Writer::close);
-    }
-    log.end();
-}
-
-/// Tries until it works. Gives up only when the broker was closed, after some attempts.
-fn insist<T>(
-    writer: &mut Writer,
-    handle: &SubscriptionHandle,
-    mut attempt: impl FnMut(&mut Writer) -> std::io::Result<T>,
-) -> Result<T, ()> {
-    let mut pause = FIRST_PAUSE;
-    let mut last = LAST_ATTEMPTS;
-    loop {
-        match attempt(writer) {
-            Ok(value) => {
-                writer.log.failing.lock().take();
-                return Ok(value);
-            }
-            Err(e) => *writer.log.failing.lock() = Some(e.to_string()),
-        }
-        if handle.end().is_some() {
-            last -= 1;
-            if last == 0 {
-                return Err(());
-            }
-        }
-        thread::park_timeout(pause);
-        pause = (pause * 2).min(LONGEST_PAUSE);
-        let _ = writer.save_cursors();
-    }
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
 }
 
 /// What ends with the last handle to a broker: its journal is closed in order.
@@ -397,11 +329,10 @@ impl JournalHandle {
 
     /// All cursors, by name.
     pub fn cursors(&self) -> Vec<CursorInfo> {
-        let end = self.log.watermark();
         let info = |file: &Arc<CursorFile>| CursorInfo {
             name: file.name.clone(),
             position: Offset::new(file.position()),
-            lag: Lag { messages: end.saturating_sub(file.position()), time: Duration::ZERO },
+            lag: lag(&self.log, file.position(), file.oldest.load(Ordering::Relaxed)),
             in_use: file.in_use.load(Ordering::Acquire),
         };
         self.log.cursors.lock().values().map(info).collect()

@@ -1,6 +1,8 @@
 //! Cursors: how far each durable subscription has come, kept in a file of its own.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -8,19 +10,30 @@ use parking_lot::Mutex;
 use super::disk::Disk;
 use super::error::JournalError;
 use super::slots::Slots;
+use crate::member::Member;
 
 /// The longest name, in bytes; as the name of a file it may become three times as long.
 pub(super) const MAX_NAME_BYTES: usize = 80;
 
 /// A cursor.
-#[derive(Debug)]
 pub(crate) struct CursorFile {
     pub(super) name: String,
     /// The offset to go on at: everything below it is done.
     position: AtomicU64,
     saved: AtomicU64,
     pub(super) in_use: AtomicBool,
+    /// Whether its subscription waits and has nothing that isn't done; and the queue that it waits at.
+    pub(super) idle: AtomicBool,
+    pub(super) reader: Mutex<Option<Arc<Member>>>,
+    /// The time of the oldest message that was handed out and is not done; 0 is none.
+    pub(super) oldest: AtomicU64,
     slots: Mutex<Slots>,
+}
+
+impl fmt::Debug for CursorFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CursorFile").field("name", &self.name).field("position", &self.position).finish_non_exhaustive()
+    }
 }
 
 impl CursorFile {
@@ -34,6 +47,9 @@ impl CursorFile {
             position: AtomicU64::new(position),
             saved: AtomicU64::new(position),
             in_use: AtomicBool::new(false),
+            idle: AtomicBool::new(false),
+            reader: Mutex::new(None),
+            oldest: AtomicU64::new(0),
             slots: Mutex::new(slots),
         })
     }
@@ -47,6 +63,9 @@ impl CursorFile {
             position: AtomicU64::new(position),
             saved: AtomicU64::new(position),
             in_use: AtomicBool::new(false),
+            idle: AtomicBool::new(false),
+            reader: Mutex::new(None),
+            oldest: AtomicU64::new(0),
             slots: Mutex::new(slots),
         }))
     }
@@ -58,6 +77,16 @@ impl CursorFile {
     /// Moves forward, never back. Returns whether it did.
     pub(super) fn move_to(&self, position: u64) -> bool {
         self.position.fetch_max(position, Ordering::AcqRel) < position
+    }
+
+    /// Moves forward to `head` if its subscription has nothing to do below that: else a cursor of rare messages would stay where
+    /// the last one was, and the next start had to read all that came since. `head` is a watermark loaded before.
+    pub(super) fn follow(&self, head: u64) -> bool {
+        let Some(reader) = self.reader.lock().clone() else { return false };
+        // What is below `head` and matches was put into the queue. So if that is empty, and nobody has taken anything since it
+        // waits, there is nothing. Takes are made under the same lock, after the mark was removed.
+        let cursor = reader.cursor.lock();
+        !cursor.has_any() && self.idle.load(Ordering::Acquire) && self.move_to(head)
     }
 
     /// Writes the position down, if it has changed.

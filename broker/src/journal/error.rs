@@ -101,6 +101,15 @@ pub enum JournalFault {
     Closed,
 }
 
+impl From<&io::Error> for JournalFault {
+    fn from(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => JournalFault::Full,
+            kind => JournalFault::Failing(kind),
+        }
+    }
+}
+
 impl JournalError {
     /// For `map_err`: what was being done to which file.
     pub(super) fn io<'a>(deed: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> JournalError + 'a {

@@ -13,6 +13,8 @@ use parking_lot::Mutex;
 
 use super::cursor::CursorFile;
 use super::error::JournalError;
+use super::meta::RESERVE;
+use super::open::SLACK;
 use super::options::JournalOptions;
 use super::reader::successor;
 use super::segment::Segment;
@@ -25,12 +27,14 @@ pub(crate) struct Log {
     pub(crate) id: LogId,
     pub(super) salt: u32,
     /// Held for as long as anybody may write below the directory.
-    pub(super) lock: File,
+    _lock: File,
     pub(super) segments: Mutex<VecDeque<Arc<Segment>>>,
     /// Offsets below it are in the journal as durably as was asked for, as messages or as gaps.
     watermark: AtomicU64,
     /// The offset behind the newest gap in the log.
     gap_end: AtomicU64,
+    /// Offsets from here on may be given out once more after a crash.
+    id_end: AtomicU64,
     waiting: Mutex<Waiting>,
     /// No more will be written.
     ended: AtomicBool,
@@ -40,6 +44,8 @@ pub(crate) struct Log {
     /// The thread that writes.
     pub(super) thread: OnceLock<Thread>,
     pub(super) counters: Counters,
+    /// Why reading failed last.
+    pub(super) read_error: Mutex<Option<String>>,
     /// Why writing fails now.
     pub(super) failing: Mutex<Option<String>>,
 }
@@ -73,16 +79,18 @@ impl Log {
             options,
             id,
             salt,
-            lock,
+            _lock: lock,
             segments: Mutex::new(segments),
             watermark: AtomicU64::new(next),
             gap_end: AtomicU64::new(0),
+            id_end: AtomicU64::new(next + RESERVE + SLACK),
             waiting: Mutex::new(Waiting::default()),
             ended: AtomicBool::new(false),
             cursors: Mutex::new(cursors),
             cursors_moved: AtomicBool::new(false),
             thread: OnceLock::new(),
             counters: Counters::default(),
+            read_error: Mutex::new(None),
             failing: Mutex::new(None),
         }
     }
@@ -95,6 +103,15 @@ impl Log {
     /// The offset behind the newest gap among what is below the watermark; loaded after it.
     pub(crate) fn gap_end(&self) -> u64 {
         self.gap_end.load(Ordering::Acquire)
+    }
+
+    /// The offset from which on ids can't be the journal's, because too many were given out while `meta` could not be written.
+    pub(super) fn id_end(&self) -> u64 {
+        self.id_end.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_reserved(&self, reserved: u64) {
+        self.id_end.store(reserved + SLACK, Ordering::Relaxed);
     }
 
     /// Tells of a gap that is about to be written; before the watermark passes it.
@@ -143,10 +160,15 @@ impl Log {
     }
 
     /// Notes damage that a reader came upon.
-    pub(super) fn damaged(&self, segment: &Segment, position: u64, bytes: u64) {
-        let _ = (segment, position);
+    pub(super) fn damaged(&self, bytes: u64) {
         self.counters.damaged.fetch_add(1, Ordering::Relaxed);
         self.counters.damaged_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Notes that the journal could not be read.
+    pub(super) fn failed_to_read(&self, error: &std::io::Error) {
+        self.counters.damaged.fetch_add(1, Ordering::Relaxed);
+        *self.read_error.lock() = Some(error.to_string());
     }
 
     /// Has the writer save the cursors soon.

@@ -235,7 +235,7 @@ fn find_end(segment: &Segment, length: u64, state: &State, report: &mut OpenRepo
             continue;
         }
         let Some(data) = data_end(segment, end.bytes, length)? else { break };
-        let found = find_record(segment, end.bytes + record::ALIGN as u64, data.end, end.next, state.salt)?;
+        let found = find_record(&segment.file, end.bytes + record::ALIGN as u64, data.end, end.next, state.salt);
         let damage = |bytes| Damage { path: segment.path.clone(), position: end.bytes, bytes };
         if let Some((position, _)) = found {
             // Readers will come upon this, too, and tell it.

@@ -1,7 +1,7 @@
 //! Reading records in order, from any offset on, beside the writer.
 
 use std::collections::VecDeque;
-use std::io;
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -85,37 +85,41 @@ impl Reader {
     }
 
     /// Reads one record below `until`, which is at or below the log's watermark.
-    pub(crate) fn read(&mut self, until: u64) -> io::Result<Step<'_>> {
-        let (start, total) = match self.find(until)? {
+    pub(crate) fn read(&mut self, until: u64) -> Step<'_> {
+        let (start, total) = match self.find(until) {
             Place::Record(start, total) => (start, total),
-            Place::Gap(gap) => return Ok(Step::Gap(gap)),
-            Place::End => return Ok(Step::End),
+            Place::Gap(gap) => return Step::Gap(gap),
+            Place::End => {
+                // Nothing more is below it: offsets may have been passed over.
+                self.next = self.next.max(until);
+                return Step::End;
+            }
         };
-        Ok(match decoded(&self.chunk[start..start + total]).expect("it was found to be a record") {
+        match decoded(&self.chunk[start..start + total]).expect("it was found to be a record") {
             Stored::Message(message) => Step::Message(message),
             Stored::Gap(gap, _) => Step::Gap(Gap { first: gap.first.max(Offset::new(self.before)), ..gap }),
-        })
+        }
     }
 
     /// Finds the next record below `until`, and passes it.
-    fn find(&mut self, until: u64) -> io::Result<Place> {
+    fn find(&mut self, until: u64) -> Place {
         loop {
             if self.next >= until {
-                return Ok(Place::End);
+                return Place::End;
             }
             if self.stand.is_none()
                 && let Some(found) = self.enter()
             {
-                return Ok(found);
+                return found;
             }
-            let total = match self.look()? {
+            let total = match self.look() {
                 Look::Record(total) => total,
                 Look::End => match self.leave_segment(until) {
-                    Some(found) => return Ok(found),
+                    Some(found) => return found,
                     None => continue,
                 },
-                Look::Nothing => match self.pass_damage(until)? {
-                    Some(found) => return Ok(found),
+                Look::Nothing => match self.pass_damage(until) {
+                    Some(found) => return found,
                     None => continue,
                 },
             };
@@ -123,20 +127,20 @@ impl Reader {
             let start = (stand.position - stand.chunk_at) as usize;
             let stored = decoded(&self.chunk[start..start + total]).expect("it was found to be a record");
             if stored.first() >= until {
-                return Ok(Place::End);
+                return Place::End;
             }
             stand.segment.note(stored.first(), stand.position);
             stand.position += total as u64;
             if stored.next() > self.next {
                 self.before = self.next;
                 self.next = stored.next();
-                return Ok(Place::Record(start, total));
+                return Place::Record(start, total);
             }
         }
     }
 
     /// The offset of the first message at or after a time; where there is none, of the next one to come.
-    pub(crate) fn find_time(log: &Arc<Log>, time: Timestamp) -> io::Result<u64> {
+    pub(crate) fn find_time(log: &Arc<Log>, time: Timestamp) -> u64 {
         let until = log.watermark();
         let from = {
             let segments = log.segments.lock();
@@ -145,11 +149,10 @@ impl Reader {
         };
         let mut reader = Reader::new(Arc::clone(log), from);
         loop {
-            let before = reader.next;
-            match reader.read(until)? {
-                Step::Message(message) if message.time >= time => return Ok(message.offset),
+            match reader.read(until) {
+                Step::Message(message) if message.time >= time => return message.offset,
                 Step::Message(_) | Step::Gap(_) => {}
-                Step::End => return Ok(before.max(until)),
+                Step::End => return until,
             }
         }
     }
@@ -175,12 +178,12 @@ impl Reader {
     }
 
     /// Makes sure that the record at the place is in the chunk.
-    fn look(&mut self) -> io::Result<Look> {
-        let Some(stand) = &mut self.stand else { return Ok(Look::End) };
+    fn look(&mut self) -> Look {
+        let Some(stand) = &mut self.stand else { return Look::End };
         if stand.position >= stand.known {
             stand.known = stand.segment.written().bytes;
             if stand.position >= stand.known {
-                return Ok(Look::End);
+                return Look::End;
             }
         }
         let rest = usize::try_from(stand.known - stand.position).unwrap_or(usize::MAX);
@@ -194,17 +197,24 @@ impl Reader {
                     self.chunk = vec![0; size.max(CHUNK_BYTES)];
                 }
                 stand.chunk_at = stand.position;
-                stand.chunk_len = read_at_most(&stand.segment.file, &mut self.chunk[..size], stand.position)?;
+                stand.chunk_len = match read_at_most(&stand.segment.file, &mut self.chunk[..size], stand.position) {
+                    Ok(read) => read,
+                    Err(error) => {
+                        // What can't be read is damaged, for whoever wants it.
+                        self.log.failed_to_read(&error);
+                        return Look::Nothing;
+                    }
+                };
                 if stand.chunk_len < need {
-                    return Ok(Look::Nothing); // the file is shorter than it was
+                    return Look::Nothing; // the file is shorter than it was
                 }
                 continue;
             }
             let at = start.expect("there are some");
             match decode(&self.chunk[at..stand.chunk_len], rest, self.log.salt) {
-                Found::Record(_, total) => return Ok(Look::Record(total)),
+                Found::Record(_, total) => return Look::Record(total),
                 Found::More(more) if more > need => need = more,
-                Found::More(_) | Found::Nothing => return Ok(Look::Nothing),
+                Found::More(_) | Found::Nothing => return Look::Nothing,
             }
         }
     }
@@ -236,31 +246,34 @@ impl Reader {
     }
 
     /// Looks for the next valid record behind something that isn't one.
-    fn pass_damage(&mut self, until: u64) -> io::Result<Option<Place>> {
+    fn pass_damage(&mut self, until: u64) -> Option<Place> {
         let first = self.next;
-        let Some(stand) = &mut self.stand else { return Ok(None) };
+        let Some(stand) = &mut self.stand else { return None };
         if stand.segment.deleted.load(Ordering::Acquire) {
             // Its content went away while we read it.
             self.stand = None;
-            return Ok(None);
+            return None;
         }
         let begin = stand.position;
         let written = stand.segment.written();
-        let found = find_record(&stand.segment, begin + ALIGN as u64, written.bytes, first, self.log.salt)?;
+        let found = find_record(&stand.segment.file, begin + ALIGN as u64, written.bytes, first, self.log.salt);
         let stand = self.stand.as_mut().expect("it is there");
         if stand.segment.deleted.load(Ordering::Acquire) {
             self.stand = None;
-            return Ok(None);
+            return None;
         }
         let (position, next) = match found {
             Some((position, offset)) => (position, offset),
             None => (written.bytes, written.next.max(first)),
         };
-        self.log.damaged(&stand.segment, begin, position - begin);
+        // Behind the last record of a segment there may be room that was not needed.
+        if found.is_some() || next > first {
+            self.log.damaged(position - begin);
+        }
         stand.position = position;
         stand.known = written.bytes;
         self.next = next;
-        Ok((next > first && first < until).then(|| Place::Gap(gap(first, next - 1))))
+        (next > first && first < until).then(|| Place::Gap(gap(first, next - 1)))
     }
 }
 
@@ -268,49 +281,45 @@ impl Reader {
 ///
 /// Each place may look like a record that is as long as what is left: payloads can be made so. Therefore only so many bytes
 /// are looked at more than once; when these are used up, nothing is found.
-pub(super) fn find_record(
-    segment: &Segment,
-    from: u64,
-    end: u64,
-    least: u64,
-    salt: u32,
-) -> io::Result<Option<(u64, u64)>> {
+pub(super) fn find_record(file: &File, from: u64, end: u64, least: u64, salt: u32) -> Option<(u64, u64)> {
     let mut at = from.next_multiple_of(ALIGN as u64);
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut budget = 16 * end.saturating_sub(at);
     while at < end {
         let size = CHUNK_BYTES.min(usize::try_from(end - at).unwrap_or(usize::MAX));
-        let read = read_at_most(&segment.file, &mut chunk[..size], at)?;
+        let Ok(read) = read_at_most(file, &mut chunk[..size], at) else {
+            at += size as u64; // this part of the disk is gone
+            continue;
+        };
         if read < HEAD_BYTES {
-            return Ok(None);
+            return None;
         }
         let mut passed = 0;
         while passed + HEAD_BYTES <= read {
             let longest = usize::try_from(end - at).unwrap_or(usize::MAX) - passed;
             if let Some(total) = candidate(&chunk[passed..read], longest) {
-                let Some(left) = budget.checked_sub(total as u64) else { return Ok(None) };
-                budget = left;
+                budget = budget.checked_sub(total as u64)?;
                 let mut long = Vec::new();
                 let whole = match chunk[..read].get(passed..passed + total) {
                     Some(whole) => whole,
                     None => {
                         long.resize(total, 0);
-                        let read = read_at_most(&segment.file, &mut long, at + passed as u64)?;
-                        &long[..read]
+                        let read = read_at_most(file, &mut long, at + passed as u64);
+                        &long[..read.unwrap_or(0)]
                     }
                 };
                 match decode(whole, total, salt) {
                     Found::Record(stored, _) if stored.next() > least => {
-                        return Ok(Some((at + passed as u64, stored.first().max(least))));
+                        return Some((at + passed as u64, stored.first().max(least)));
                     }
                     _ => {}
                 }
             }
             passed += ALIGN;
         }
-        at += passed as u64;
+        at += passed.max(ALIGN) as u64;
     }
-    Ok(None)
+    None
 }
 
 /// A gap of all that may have been between two offsets.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use super::disk::{Disk, read_at_most};
+use super::disk::read_at_most;
 use crate::message::{LogId, Timestamp};
 
 /// What a file begins with; records follow.
@@ -145,9 +145,8 @@ impl Segment {
     }
 
     /// Deletes the file. Readers that have it open find that out; the room comes back at once.
-    pub(super) fn delete(&self, disk: &dyn Disk) -> io::Result<()> {
+    pub(super) fn delete(&self) -> io::Result<()> {
         self.deleted.store(true, Ordering::Release);
-        let _ = disk;
         let cut = self.file.set_len(0);
         match std::fs::remove_file(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::gate::Room;
 use super::log::Log;
 use super::meta::{Meta, RESERVE, State};
 use super::options::Durability;
@@ -31,6 +32,8 @@ pub(super) struct Writer {
     /// The offset behind the last record, and the time of that one.
     pub(super) next: u64,
     last_time: Timestamp,
+    /// Records from this offset on go into the next segment.
+    end_segment_at: Option<u64>,
 }
 
 /// The segment that is being written.
@@ -62,12 +65,23 @@ impl Writer {
             new: None,
         });
         let last_time = Timestamp::from_millis(0);
-        Writer { log, meta, tail, ready: VecDeque::new(), serial: 0, buffer: Vec::new(), messages: 0, next, last_time }
+        Writer {
+            log,
+            meta,
+            tail,
+            ready: VecDeque::new(),
+            serial: 0,
+            buffer: Vec::new(),
+            messages: 0,
+            next,
+            last_time,
+            end_segment_at: None,
+        }
     }
 
     /// Puts a message into the buffer under that offset. Where there is no room, nothing was changed.
     pub(super) fn put(&mut self, message: MessageRef<'_>, offset: u64) -> io::Result<()> {
-        let (keys, ends) = message.raw_keys();
+        let (keys, ends) = message.raw_keys().expect("the journal's own subscription reads from memory");
         let size = record::message_bytes(ends.len(), keys.len(), message.origin(), message.payload().len());
         self.make_room(size, offset, message.time())?;
         let fields = Fields {
@@ -143,19 +157,60 @@ impl Writer {
             return Ok(());
         }
         let state = State { reserved: next + RESERVE, end: None, ..self.meta.state };
-        self.meta.write(state, &*self.log.options.disk)
+        self.meta.write(state, &*self.log.options.disk)?;
+        self.log.set_reserved(state.reserved);
+        self.move_idle_cursors();
+        Ok(())
+    }
+
+    /// The room that there is, when the buffer is empty.
+    pub(super) fn room(&self) -> Room {
+        let left = match &self.tail {
+            Some(tail) if self.end_segment_at.is_none() => tail.allocated.saturating_sub(tail.bytes),
+            _ => 0,
+        };
+        Room { left, spares: self.ready_segments() }
+    }
+
+    pub(super) fn ready_segments(&self) -> u32 {
+        self.ready.len() as u32 // a few
+    }
+
+    /// Deletes what is too old. Returns whether the newest segment is old enough to be ended, so that it can follow.
+    pub(super) fn expire(&mut self) -> io::Result<bool> {
+        let Some(age) = self.log.options.max_age else { return Ok(false) };
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let now = self.log.options.clock.now().as_millis();
+        loop {
+            let oldest = {
+                let mut segments = self.log.segments.lock();
+                let expired = |s: &Arc<Segment>| s.last_time.load(Ordering::Relaxed).saturating_add(age) < now;
+                if segments.len() < 2 || !segments.front().is_some_and(expired) {
+                    let newest = segments.back().filter(|_| self.end_segment_at.is_none());
+                    return Ok(newest.is_some_and(|s| s.first_time.as_millis().saturating_add(age / 8) < now));
+                }
+                segments.pop_front().expect("there are two")
+            };
+            oldest.delete()?;
+        }
+    }
+
+    /// Has records from this offset on go into the next segment.
+    pub(super) fn end_segment_at(&mut self, offset: u64) {
+        self.end_segment_at = Some(offset);
     }
 
     /// Makes sure that the buffer may take `size` bytes more; begins a new segment where the tail is full.
     fn make_room(&mut self, size: u64, first: u64, time: Timestamp) -> io::Result<()> {
         if let Some(tail) = &self.tail
             && tail.bytes + self.buffer.len() as u64 + size <= tail.allocated
+            && self.end_segment_at.is_none_or(|at| first < at)
         {
             return Ok(());
         }
         self.flush()?;
-        if self.ready.is_empty() {
-            self.prepare()?;
+        if self.ready.is_empty() && !self.prepare()? {
+            return Err(io::ErrorKind::StorageFull.into());
         }
         if let Some(Tail { segment: Some(segment), bytes, .. }) = &self.tail {
             // What was set aside and not needed goes back.
@@ -163,6 +218,7 @@ impl Writer {
                 segment.allocated.store(*bytes, Ordering::Relaxed);
             }
         }
+        self.end_segment_at = None;
         let ready = self.ready.pop_front().expect("prepared just now");
         let header = Header { log: self.log.id, salt: self.log.salt, first, previous: self.next, time };
         self.buffer.extend_from_slice(&header.encode());
@@ -171,10 +227,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Sets room aside for one more segment. The oldest one goes first, where all would be too large together.
-    pub(super) fn prepare(&mut self) -> io::Result<()> {
+    /// Sets room aside for one more segment. The oldest one goes first, where all would be too large together. Returns false
+    /// where that isn't enough.
+    pub(super) fn prepare(&mut self) -> io::Result<bool> {
         let bytes = self.log.options.segment_bytes();
-        self.delete_down_to(self.log.options.max_bytes - bytes)?;
+        if !self.delete_down_to(self.log.options.max_bytes - bytes)? {
+            return Ok(false);
+        }
         self.serial += 1;
         let path = self.log.segments_dir().join(format!("{}.new", self.serial));
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
@@ -183,11 +242,11 @@ impl Writer {
             return Err(e);
         }
         self.ready.push_back(Ready { file, path, bytes });
-        Ok(())
+        Ok(true)
     }
 
-    /// Deletes the oldest segments until the others take no more than `most`.
-    fn delete_down_to(&mut self, most: u64) -> io::Result<()> {
+    /// Deletes the oldest segments until the others take no more than `most`. Returns whether they do.
+    fn delete_down_to(&mut self, most: u64) -> io::Result<bool> {
         loop {
             let oldest = {
                 let mut segments = self.log.segments.lock();
@@ -195,11 +254,11 @@ impl Writer {
                     + self.ready.iter().map(|r| r.bytes).sum::<u64>()
                     + self.tail.as_ref().filter(|t| t.segment.is_none()).map_or(0, |t| t.allocated);
                 if total <= most || segments.len() < 2 {
-                    return Ok(());
+                    return Ok(total <= most);
                 }
                 segments.pop_front().expect("there are two")
             };
-            oldest.delete(&*self.log.options.disk)?;
+            oldest.delete()?;
         }
     }
 
@@ -209,6 +268,7 @@ impl Writer {
         for ready in self.ready.drain(..) {
             let _ = std::fs::remove_file(&ready.path);
         }
+        self.move_idle_cursors();
         let disk = &*self.log.options.disk;
         for cursor in self.log.cursors.lock().values() {
             cursor.save(disk)?;
@@ -219,6 +279,15 @@ impl Writer {
         }
         let state = State { end: Some(self.next), reserved: self.next, ..self.meta.state };
         self.meta.write(state, disk)
+    }
+
+    /// Moves the cursors of subscriptions that have nothing to do.
+    pub(super) fn move_idle_cursors(&self) {
+        let head = self.log.watermark();
+        let moved = self.log.cursors.lock().values().filter(|cursor| cursor.follow(head)).count();
+        if moved > 0 {
+            self.log.cursors_moved.store(true, Ordering::Release);
+        }
     }
 
     /// Saves where the cursors are.

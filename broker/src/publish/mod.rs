@@ -54,7 +54,7 @@ use crate::block::{BlockPtr, INLINE_BYTES, record_size};
 use crate::error::{PublishError, TryPublishError};
 use crate::group::{Group, GroupRef, Index, Sets};
 use crate::lane::{ALL_KEYS, Feed, Lane};
-use crate::member::Member;
+use crate::member::{Cursor, Member};
 use crate::message::{LogId, MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES, Message, Offset, Timestamp};
 use crate::options::BrokerOptions;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, fence};
@@ -115,6 +115,9 @@ pub(crate) struct Publishing {
     wake: SmallVec<[Waker; 8]>,
     pub(crate) published: u64,
     pub(crate) published_bytes: u64,
+    /// Where there is a journal, what can be promised of it.
+    #[cfg(feature = "journal")]
+    pub(crate) gate: Option<crate::journal::Gate>,
     /// Of members that are gone.
     pub(crate) past_delivered: u64,
     pub(crate) past_dropped: u64,
@@ -172,6 +175,13 @@ impl Waiter {
         Arc::new(Waiter { remaining: AtomicUsize::new(1), waker: Mutex::new(Some(waker)) })
     }
 
+    /// Waits for one more member, whose cursor this is.
+    pub(crate) fn wait_for(self: &Arc<Self>, cursor: &mut Cursor) {
+        self.remaining.fetch_add(1, Ordering::Relaxed);
+        cursor.waiters.retain(|w| w.strong_count() > 0);
+        cursor.waiters.push(Arc::downgrade(self));
+    }
+
     pub(crate) fn count_down(&self) {
         if self.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
             let waker = self.waker.lock().take();
@@ -217,6 +227,8 @@ impl Shared {
             wake: SmallVec::new(),
             published: 0,
             published_bytes: 0,
+            #[cfg(feature = "journal")]
+            gate: None,
             past_delivered: 0,
             past_dropped: 0,
         };
@@ -325,6 +337,8 @@ impl Shared {
         }
         let size = message.size_bytes();
         p.find_hits(&self.tree, guard, message);
+        #[cfg(feature = "journal")]
+        let record_bytes = self.ask_journal(p, message, pressure, waiter)?;
         let mut survey = p.survey(size as u64);
         let fits = self.total(p) + self.arena_bytes + size <= self.options.max_bytes;
         if survey.full || !fits {
@@ -337,10 +351,32 @@ impl Shared {
         p.next += 1;
         p.published += 1;
         p.published_bytes += size as u64;
+        #[cfg(feature = "journal")]
+        if let Some(gate) = &mut p.gate {
+            gate.take(record_bytes);
+        }
         if !p.hits.is_empty() {
             self.deliver(p, message, time, offset, &survey);
         }
         Ok(offset)
+    }
+
+    /// Asks the journal, where there is one, for room. Returns what the message takes of it, in bytes.
+    #[cfg(feature = "journal")]
+    fn ask_journal(
+        &self,
+        p: &mut Publishing,
+        message: &Message,
+        pressure: Pressure,
+        waiter: Option<&Arc<Waiter>>,
+    ) -> Result<u64, TryPublishError> {
+        let Some(gate) = &mut p.gate else { return Ok(0) };
+        gate.admit(message, self.options.max_bytes.saturating_sub(self.arena_bytes), pressure, waiter)?;
+        if gate.turns_away() {
+            let member = gate.member();
+            p.turn_away(&member);
+        }
+        Ok(crate::journal::record_size(message))
     }
 
     fn deliver(&self, p: &mut Publishing, message: &mut Message, time: Timestamp, offset: Offset, survey: &Survey) {

@@ -207,14 +207,16 @@ impl Publishing {
         let Some(dropping) = cursor.dropping.take() else { return };
         let resume = cursor.lane.tail.load(Ordering::Relaxed);
         // SAFETY: we hold the publish lock, and no other feed.
-        let feed = unsafe { cursor.lane.feed.get() };
+        let last = unsafe { cursor.lane.feed.get() }.last;
         let count = resume - dropping.at;
         if count > 0 {
-            let gap = Gap { first: dropping.first, last: feed.last, count };
+            let gap = Gap { first: dropping.first, last, count };
             cursor.holes.push_back(Hole { at: dropping.at, resume, gap });
             cursor.skipped += count;
-            cursor.dropped += count;
+            cursor.count_dropped(count);
         }
+        // SAFETY: we hold the publish lock, and no other feed.
+        let feed = unsafe { cursor.lane.feed.get() };
         feed.run_serial = 0;
         feed.active = 1;
         member.tell_limits(cursor);

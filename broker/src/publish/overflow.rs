@@ -13,10 +13,8 @@ use smallvec::SmallVec;
 use super::{BLOCK_PART, Hit, Pressure, Publishing, Shared, Waiter};
 use crate::error::EndReason;
 use crate::lane::Lane;
-use crate::member::{Cursor, Member, Taken};
+use crate::member::{Cursor, Member, Policy, Taken};
 use crate::message::Offset;
-use crate::options::Overflow;
-use crate::sync::Ordering;
 
 impl Shared {
     /// Applies the policies of members that are full. Returns false where the publisher has to wait; nothing was changed then.
@@ -84,12 +82,16 @@ impl Shared {
         if cursor.dropping.is_some() || !member.is_full(&cursor, bytes, size) {
             return;
         }
-        match member.options.overflow {
-            Overflow::DropNewest => {
+        match cursor.policy(&member.options) {
+            Policy::TurnAway => {
+                drop(cursor);
+                p.turn_away(member);
+            }
+            Policy::DropNewest => {
                 p.set_apart(member, &mut cursor);
                 p.start_dropping(member, &mut cursor);
             }
-            Overflow::DropOldest | Overflow::Block => {
+            Policy::DropOldest => {
                 p.set_apart(member, &mut cursor);
                 let mut taken = Taken::default();
                 while member.is_full(&cursor, bytes, size) {
@@ -99,7 +101,7 @@ impl Shared {
                 drop(cursor);
                 self.release(&mut taken.pins);
             }
-            Overflow::Disconnect => {
+            Policy::Disconnect => {
                 let offset = Offset::new(p.next);
                 cursor.tell_one(offset);
                 p.end(member, &mut cursor, EndReason::Overflowed);
@@ -146,8 +148,10 @@ impl Shared {
             if total <= if evicting { enough } else { self.options.max_bytes } {
                 return true;
             }
-            let farthest =
-                p.members.values().map(|m| (m.cursor.lock().queued_bytes(), m)).max_by_key(|&(bytes, _)| bytes);
+            // What the journal was given stays, for it was promised; its queue has a bound of its own.
+            let may_overflow = |m: &&Arc<Member>| pressure == Pressure::Refuse || !m.options.journal;
+            let members = p.members.values().filter(may_overflow);
+            let farthest = members.map(|m| (m.cursor.lock().queued_bytes(), m)).max_by_key(|&(bytes, _)| bytes);
             let Some(member) = farthest.filter(|&(bytes, _)| bytes > 0).map(|(_, m)| Arc::clone(m)) else {
                 return true;
             };
@@ -161,8 +165,9 @@ impl Shared {
                 continue;
             }
             if !idle {
-                match member.options.overflow {
-                    Overflow::DropNewest => {
+                match cursor.policy(&member.options) {
+                    Policy::TurnAway => return true,
+                    Policy::DropNewest => {
                         p.set_apart(&member, &mut cursor);
                         p.start_dropping(&member, &mut cursor);
                         // SAFETY: we hold the publish lock, and look at one lane at a time.
@@ -172,11 +177,11 @@ impl Shared {
                         }
                         continue;
                     }
-                    Overflow::Disconnect => {
+                    Policy::Disconnect => {
                         p.end(&member, &mut cursor, EndReason::Overflowed);
                         continue;
                     }
-                    Overflow::DropOldest | Overflow::Block => p.set_apart(&member, &mut cursor),
+                    Policy::DropOldest => p.set_apart(&member, &mut cursor),
                 }
             }
             evicting = true;
@@ -194,6 +199,30 @@ impl Shared {
     }
 }
 
+impl Publishing {
+    /// Keeps the message at hand from a member whose queue keeps what it has; that is told in its place.
+    pub(super) fn turn_away(&mut self, member: &Arc<Member>) {
+        let offset = Offset::new(self.next);
+        let lane = {
+            let mut cursor = member.cursor.lock();
+            cursor.tell_one(offset);
+            Arc::clone(&cursor.lane)
+        };
+        // SAFETY: we hold the publish lock; one feed, then one group and its fan.
+        unsafe { lane.feed.get() }.last = offset;
+        // SAFETY: as above.
+        if let Some(group) = unsafe { member.group.get() } {
+            // SAFETY: as above. Its lane must not take the message; and it is the only one, since the group is its own.
+            unsafe { group.fan.get() }.mask = 0;
+        }
+        self.touched.push(NonNull::from(&*lane));
+        #[cfg(feature = "journal")]
+        if let Some(gate) = &mut self.gate {
+            gate.turn_away();
+        }
+    }
+}
+
 /// Whether a member makes the publisher wait; then the waiter, if there is one, will be told.
 fn refuses(member: &Arc<Member>, waiter: Option<&Arc<Waiter>>, full: impl Fn(&Cursor) -> bool) -> bool {
     let mut cursor = member.cursor.lock();
@@ -201,9 +230,7 @@ fn refuses(member: &Arc<Member>, waiter: Option<&Arc<Waiter>>, full: impl Fn(&Cu
         return false;
     }
     if let Some(waiter) = waiter {
-        waiter.remaining.fetch_add(1, Ordering::Relaxed);
-        cursor.waiters.retain(|w| w.strong_count() > 0);
-        cursor.waiters.push(Arc::downgrade(waiter));
+        waiter.wait_for(&mut cursor);
     }
     true
 }
