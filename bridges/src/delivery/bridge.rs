@@ -222,6 +222,12 @@ impl BridgeHandle {
         }
     }
 
+    /// Ends it at once, as dropping does, and waits until it has ended: nothing more is sent, nor committed.
+    pub async fn abort(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+
     /// Whether it has ended by itself: its feed has ended, and everything is delivered.
     pub fn is_finished(&self) -> bool {
         self.task.is_finished()
