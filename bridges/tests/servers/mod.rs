@@ -11,6 +11,7 @@
 pub mod certificates;
 pub mod mosquitto;
 pub mod nats;
+pub mod rabbitmq;
 
 use std::fmt::Display;
 use std::fs::{self, File};
