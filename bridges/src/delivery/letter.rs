@@ -63,6 +63,8 @@ pub struct Letter {
     pub attributes: Vec<(Box<str>, Box<str>)>,
     /// The CloudEvents type, such as `org.opennebula.state.vm`.
     pub kind: Box<str>,
+    /// The CloudEvents source, such as `/opennebula/front`.
+    pub source: Box<str>,
     /// The event itself.
     pub event: Received,
     /// How many messages were dropped just before this one.
@@ -81,6 +83,7 @@ impl Letter {
             + self.address.len()
             + self.id.len()
             + self.kind.len()
+            + self.source.len()
             + self.content_type.len()
             + attributes
             + self.body.len()
@@ -163,10 +166,10 @@ impl LetterWriter {
             return Err(Box::new(Unwritten { event, reason: Unwritable::NotForBuses }));
         };
         let address = name.address(self.separator, self.address_bytes);
-        let Content { body, content_type, attributes, kind } = self.content(&event, dropped);
+        let Content { body, content_type, attributes, kind, source } = self.content(&event, dropped);
         let id = id_of(&event, replay);
         let mut letter =
-            Letter { id, name, address, body, content_type, attributes, kind, event, dropped, omitted: None };
+            Letter { id, name, address, body, content_type, attributes, kind, source, event, dropped, omitted: None };
         let size_bytes = letter.size_bytes();
         if size_bytes <= limits.letter_bytes {
             return Ok(letter);
@@ -199,6 +202,7 @@ impl LetterWriter {
             Format::Raw | Format::Base64 => (self.encoder.attributes(event, dropped), None),
         };
         let kind = text_of(&attributes, "type").into();
+        let source = text_of(&attributes, "source").into();
         let said = text_of(&attributes, "datacontenttype");
         let (body, content_type, attributes) = match self.format {
             Format::CloudEvents => (attributes.to_json(data.as_ref()), Cow::Borrowed(STRUCTURED), Vec::new()),
@@ -214,7 +218,7 @@ impl LetterWriter {
             Format::Raw => (event.payload().clone(), media_type(said), Vec::new()),
             Format::Base64 => (shared(base64(event)), Cow::Borrowed("text/plain"), Vec::new()),
         };
-        Content { body, content_type, attributes, kind }
+        Content { body, content_type, attributes, kind, source }
     }
 
     /// Takes the data out of a letter, and says so in it.
@@ -238,6 +242,7 @@ struct Content {
     content_type: Cow<'static, str>,
     attributes: Vec<(Box<str>, Box<str>)>,
     kind: Box<str>,
+    source: Box<str>,
 }
 
 /// By what repetitions of an event are told.
