@@ -27,6 +27,9 @@ use super::window::{Acknowledged, Window};
 /// The longest packet that a server may send us. What it has to say is short; only its reasons in words are not bounded.
 const RECEIVE_LIMIT_BYTES: u32 = 64 << 10;
 
+/// The first byte of the answer to CONNECT.
+const CONNACK: u8 = 0x20;
+
 /// What is written at once, at least, while there is more to come: beyond this the cost of a system call no longer counts.
 pub(super) const WRITE_BYTES: usize = 32 << 10;
 
@@ -134,19 +137,23 @@ where
         writer.write_all(&out).await?;
         writer.flush().await
     };
-    sent.await.map_err(|e| lost(&e, "CONNECT"))?;
+    sent.await.map_err(|e| turned_away(options, &e))?;
 
     let mut buffer = BytesMut::with_capacity(16 << 10);
     let answer = loop {
+        // What is no CONNACK may look like the beginning of a long packet, for which one could wait in vain.
+        if let Some(first) = buffer.first().filter(|&&first| first != CONNACK) {
+            return Err(Fault::passing(format!(
+                "the server answered CONNECT with {first:#04x} where {CONNACK:#04x} is expected; is it an MQTT server?"
+            )));
+        }
         if let Some(packet) =
             decode::read(&mut buffer, options.version, RECEIVE_LIMIT_BYTES).map_err(|e| nonsense(&e))?
         {
             break packet;
         }
-        if reader.read_buf(&mut buffer).await.map_err(|e| lost(&e, "CONNECT"))? == 0 {
-            return Err(Fault::passing(
-                "the server closed the connection instead of answering CONNECT; it may speak another version of MQTT, or TLS",
-            ));
+        if reader.read_buf(&mut buffer).await.map_err(|e| turned_away(options, &e))? == 0 {
+            return Err(turned_away(options, &io::ErrorKind::UnexpectedEof.into()));
         }
     };
     let limits = match answer {
@@ -370,6 +377,19 @@ impl Connection {
             self.shared.to_write.notify_one();
         }
     }
+}
+
+/// What it means when a server hangs up instead of answering CONNECT. It does that to who speaks another language.
+fn turned_away(options: &MqttOptions, error: &io::Error) -> Fault {
+    let fault = lost(error, "CONNECT");
+    if fault.needs_help {
+        return fault;
+    }
+    let guess = match options.tls {
+        None => "it may speak TLS on this port (mqtts), or another version of MQTT",
+        Some(_) => "it may speak another version of MQTT",
+    };
+    Fault::passing(format!("the server closed the connection instead of answering CONNECT ({error}); {guess}"))
 }
 
 /// What an error of the connection means.

@@ -207,6 +207,7 @@ impl MqttSender {
         let time = jiff::Timestamp::from_millisecond(time).unwrap_or(jiff::Timestamp::MAX);
         Some(vec![
             ("id".into(), letter.id.clone()),
+            ("source".into(), letter.source.clone()),
             ("type".into(), letter.kind.clone()),
             ("time".into(), format!("{time:.3}").into()),
         ])

@@ -7,4 +7,8 @@
 mod servers;
 
 mod confirm;
+mod limits;
+mod outages;
+mod security;
 mod support;
+mod topics;

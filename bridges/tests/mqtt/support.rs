@@ -1,6 +1,6 @@
 //! A bus's two ends with letters to send, and a consumer.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use hookbus_bridges::cloudevents::{Encoder, Format, Sources};
@@ -148,6 +148,8 @@ impl Letters {
 pub(crate) struct Consumer {
     events: EventLoop,
     _client: AsyncClient,
+    /// What a session held for it comes before the answer to its subscription.
+    early: VecDeque<Publish>,
 }
 
 impl Consumer {
@@ -158,9 +160,19 @@ impl Consumer {
     pub(crate) async fn with(mut options: ConsumerOptions, filter: &str) -> Self {
         options.set_max_packet_size(Some(64 << 20));
         let (client, events) = AsyncClient::new(options, 10);
-        let mut consumer = Consumer { events, _client: client.clone() };
+        let mut consumer = Consumer { events, _client: client.clone(), early: VecDeque::new() };
         client.subscribe(filter, QoS::AtLeastOnce).await.unwrap();
-        consumer.until(|packet| matches!(packet, Packet::SubAck(_)).then_some(())).await;
+        let mut early = VecDeque::new();
+        let subscribed = |packet| match packet {
+            Packet::SubAck(_) => Some(()),
+            Packet::Publish(publish) => {
+                early.push_back(publish);
+                None
+            }
+            _ => None,
+        };
+        consumer.until(subscribed).await;
+        consumer.early = early;
         consumer
     }
 
@@ -183,6 +195,9 @@ impl Consumer {
 
     /// The next message.
     pub(crate) async fn message(&mut self) -> Publish {
+        if let Some(publish) = self.early.pop_front() {
+            return publish;
+        }
         self.until(|packet| if let Packet::Publish(publish) = packet { Some(publish) } else { None }).await
     }
 
