@@ -51,10 +51,7 @@ pub(crate) async fn survives_a_server_that_is_killed<T: TestBus>() {
     for _ in 0..3 {
         rig.log.publish_many(1000);
         let end = rig.log.end();
-        until("some are confirmed", || {
-            if rig.log.cursor() + 900 > end { Ok(()) } else { Err(bridge.status()) }
-        })
-        .await;
+        until("some are confirmed", || if rig.log.cursor() + 900 > end { Ok(()) } else { Err(bridge.status()) }).await;
         rig.server.kill().await;
         rig.log.publish_many(200);
         until_state(&bridge, "it notices", |state| matches!(state, BridgeState::Connecting { .. })).await;
@@ -97,10 +94,8 @@ pub(crate) async fn survives_the_end_of_its_own_process<T: TestBus>() {
     rig.log.publish_many(2000);
     for part in 1..=4 {
         let bridge = rig.bridge();
-        until("it has come further", || {
-            if rig.log.cursor() >= part * 300 { Ok(()) } else { Err(bridge.status()) }
-        })
-        .await;
+        until("it has come further", || if rig.log.cursor() >= part * 300 { Ok(()) } else { Err(bridge.status()) })
+            .await;
         bridge.abort().await;
     }
     let bridge = rig.bridge();
@@ -243,13 +238,10 @@ pub(crate) async fn names_are_the_same_on_every_bus<T: TestBus>() {
         ("EVENT API one.vm.allocate 1", vec!["opennebula", "api", "one.vm.allocate", "ok"]),
         ("EVENT STATE VM/ACTIVE/RUNNING/7 ", vec!["opennebula", "state", "vm", "ACTIVE", "RUNNING", "7"]),
         ("EVENT STATE HOST/MONITORED//3 ", vec!["opennebula", "state", "host", "MONITORED", "-", "3"]),
-        ("EVENT GANETI INSTANCE/instance-add/post/web1.example.com ", vec![
-            "ganeti",
-            "instance",
-            "instance-add",
-            "post",
-            "web1.example.com",
-        ]),
+        (
+            "EVENT GANETI INSTANCE/instance-add/post/web1.example.com ",
+            vec!["ganeti", "instance", "instance-add", "post", "web1.example.com"],
+        ),
         ("HOOKBUS HOOK my hook/failure ", vec!["hook", "my%20hook", "failure"]),
         ("EVENT ", vec!["opennebula", "other"]),
         ("backup of/db1", vec!["custom", "backup", "of", "db1"]),
@@ -284,7 +276,8 @@ pub(crate) async fn formats_arrive_as_they_were_written<T: TestBus>() {
         let mut rig = Rig::<T>::start().await;
         rig.format = format;
         let bridge = rig.bridge();
-        let xml = "PEhPT0tfTUVTU0FHRT48SE9PS19UWVBFPkFQSTwvSE9PS19UWVBFPjxDQUxMPm9uZS52bS54PC9DQUxMPjwvSE9PS19NRVNTQUdFPg==";
+        let xml =
+            "PEhPT0tfTUVTU0FHRT48SE9PS19UWVBFPkFQSTwvSE9PS19UWVBFPjxDQUxMPm9uZS52bS54PC9DQUxMPjwvSE9PS19NRVNTQUdFPg==";
         let events = [
             rig.log.publish(Message::new("EVENT API one.vm.x 1", xml).with_tag(PAYLOAD_BASE64)),
             rig.log.publish(Message::new("text key", "gr\u{fc}n \"quoted\"\n")),

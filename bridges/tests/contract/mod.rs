@@ -151,7 +151,10 @@ impl<T: TestBus> Rig<T> {
             server: T::start().await,
             log: Log::default(),
             dead: Arc::new(DeadLetters::in_memory(DeadLetterLimits::default())),
-            options: BridgeOptions::new("test", "test://").ack_timeout(Duration::from_secs(10)).backoff(backoff).seed(1),
+            options: BridgeOptions::new("test", "test://")
+                .ack_timeout(Duration::from_secs(10))
+                .backoff(backoff)
+                .seed(1),
             format: Format::CloudEvents,
         }
     }

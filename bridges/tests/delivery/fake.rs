@@ -5,9 +5,7 @@ use std::future::pending;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hookbus_bridges::delivery::{
-    Bus, Fault, Letter, Limits, Receipt, Receipts, Rejection, SendError, Sender, Ticket,
-};
+use hookbus_bridges::delivery::{Bus, Fault, Letter, Limits, Receipt, Receipts, Rejection, SendError, Sender, Ticket};
 use tokio::sync::{mpsc, watch};
 
 use crate::contract::{Arrival, TestBus};
@@ -189,7 +187,10 @@ impl FakeServer {
 }
 
 impl State {
-    fn process(&mut self, (ticket, arrival, verdict, receipts): (Ticket, Arrival, Verdict, mpsc::UnboundedSender<Receipt>)) {
+    fn process(
+        &mut self,
+        (ticket, arrival, verdict, receipts): (Ticket, Arrival, Verdict, mpsc::UnboundedSender<Receipt>),
+    ) {
         let receipt = match verdict {
             Verdict::Confirm => Some(Receipt::Confirmed(ticket)),
             Verdict::Duplicate => Some(Receipt::Duplicate(ticket)),

@@ -1,6 +1,6 @@
 //! What a configured subscriber does at its high-water mark, by the names of the contract.
 
-use hookbus_broker::Overflow as InMemory;
+use hookbus_broker::Overflow as Policy;
 use serde::{Deserialize, Serialize};
 
 /// What happens to an event when a subscriber is at its high-water mark. Drops are counted and told.
@@ -21,13 +21,14 @@ pub(crate) enum Overflow {
 }
 
 impl Overflow {
-    /// The policy of a queue. Where there is no journal, one that would spill drops its oldest.
-    pub(crate) const fn in_memory(self) -> InMemory {
+    /// The same for the broker. Where there is no journal, one that spills drops its oldest.
+    pub(crate) const fn policy(self) -> Policy {
         match self {
-            Overflow::DropNewest => InMemory::DropNewest,
-            Overflow::DropOldest | Overflow::Spill => InMemory::DropOldest,
-            Overflow::Block => InMemory::Block,
-            Overflow::Disconnect => InMemory::Disconnect,
+            Overflow::DropNewest => Policy::DropNewest,
+            Overflow::DropOldest => Policy::DropOldest,
+            Overflow::Spill => Policy::Spill,
+            Overflow::Block => Policy::Block,
+            Overflow::Disconnect => Policy::Disconnect,
         }
     }
 }

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hookbus_bridges::amqp::AmqpBus;
 use hookbus_bridges::cloudevents::{Encoder, Format};
 use hookbus_bridges::delivery::{
     Bridge, BridgeHandle, BridgeOptions, BridgeStatus, Bus, DeadLetterLimits, DeadLetters, LetterWriter, Which,
@@ -44,7 +45,8 @@ impl Bridges {
             match &bridge.kind {
                 BridgeKind::Nats(nats) => context.start(NatsBus::new(buses::nats(bridge, nats, host))),
                 BridgeKind::Mqtt(mqtt) => context.start(MqttBus::new(buses::mqtt(bridge, mqtt, host))),
-                BridgeKind::Amqp(_) | BridgeKind::Webhook(_) => None,
+                BridgeKind::Amqp(amqp) => context.start(AmqpBus::new(buses::amqp(bridge, amqp, host))),
+                BridgeKind::Webhook(_) => None,
             }
         };
         let list = config.bridges.iter().filter_map(start).collect();
@@ -123,7 +125,7 @@ impl Context<'_> {
         let mut subscribe = SubscribeOptions::new(format!("bridge {name}"))
             .hwm(delivery.hwm)
             .hwm_bytes(delivery.hwm_bytes.bytes())
-            .overflow(delivery.overflow.in_memory());
+            .overflow(delivery.overflow.policy());
         for prefix in &delivery.prefixes {
             subscribe = subscribe.prefix(prefix);
         }

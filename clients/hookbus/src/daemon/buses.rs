@@ -1,11 +1,12 @@
 //! What the configuration of a bridge means for the bus's own options.
 
+use hookbus_bridges::amqp::{AmqpOptions, Unroutable as AmqpUnroutable};
 use hookbus_bridges::mqtt::{MqttOptions, Qos, Version, status_topic};
 use hookbus_bridges::nats::{Login, Mode, NatsOptions, StreamOptions};
 use hookbus_bridges::secret::Secret;
 use hookbus_bridges::tls::TlsOptions;
 
-use crate::config::{BridgeConfig, MqttConfig, MqttVersion, NatsConfig, TlsFiles, Url};
+use crate::config::{AmqpConfig, BridgeConfig, MqttConfig, MqttVersion, NatsConfig, TlsFiles, Unroutable, Url};
 
 /// NATS: a secret in the URL stays there, one in a file is read by the bus.
 pub(super) fn nats(bridge: &BridgeConfig, config: &NatsConfig, host: &str) -> NatsOptions {
@@ -68,6 +69,24 @@ pub(super) fn mqtt(bridge: &BridgeConfig, config: &MqttConfig, host: &str) -> Mq
         options = options.login(user, password(&bridge.url, config.password_file.as_deref()));
     }
     options
+}
+
+/// AMQP: as with NATS, a secret in a file is read by the bus.
+pub(super) fn amqp(bridge: &BridgeConfig, config: &AmqpConfig, host: &str) -> AmqpOptions {
+    AmqpOptions {
+        url: bridge.url.without_credentials(),
+        user: config.user.clone().or_else(|| bridge.url.user_decoded()),
+        password: password(&bridge.url, config.password_file.as_deref()),
+        tls: tls(&bridge.tls),
+        name: format!("hookbus {} on {host}", bridge.name),
+        exchange: config.exchange.clone(),
+        unroutable: match config.unroutable {
+            Unroutable::Ignore => AmqpUnroutable::Ignore,
+            Unroutable::DeadLetter => AmqpUnroutable::Reject,
+        },
+        header_prefix: config.header_prefix.clone(),
+        ..AmqpOptions::default()
+    }
 }
 
 fn password(url: &Url, file: Option<&std::path::Path>) -> Option<Secret> {

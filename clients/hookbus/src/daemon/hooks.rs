@@ -28,7 +28,7 @@ impl Hooks {
         options.hwm = config.hwm;
         options.hwm_bytes = config.hwm_bytes.bytes();
         options.kill_grace = kill_grace;
-        options.overflow = config.overflow.in_memory();
+        options.overflow = config.overflow.policy();
         let executor = Executor::start(broker, read(&dir).unwrap_or_default(), options);
         Some(Hooks { dir, executor })
     }

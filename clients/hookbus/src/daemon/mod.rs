@@ -443,6 +443,7 @@ fn overflow_name(overflow: hookbus_broker::Overflow) -> &'static str {
         Overflow::DropOldest => "drop-oldest",
         Overflow::Block => "block",
         Overflow::Disconnect => "disconnect",
+        Overflow::Spill => "spill",
         _ => "drop-newest",
     }
 }
