@@ -443,3 +443,6 @@ impl<T: Clone> Ledger<T> {
         self.next = self.next.max(self.base);
     }
 }
+
+#[cfg(test)]
+mod tests;

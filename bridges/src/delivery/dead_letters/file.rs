@@ -36,9 +36,9 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 pub(super) struct FileStore {
     path: PathBuf,
     database: Option<Database>,
-    /// What stands in for the file in tests.
+    /// What stands in for the disk in tests.
     #[cfg(test)]
-    pub(super) backend: Option<fn(&Path) -> Box<dyn redb::StorageBackend>>,
+    pub(super) disk: Option<super::tests::Disk>,
 }
 
 /// Why a file can't be used.
@@ -75,7 +75,7 @@ impl FileStore {
             path,
             database: None,
             #[cfg(test)]
-            backend: None,
+            disk: None,
         }
     }
 
@@ -112,8 +112,8 @@ impl FileStore {
             let mut builder = Database::builder();
             builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
             #[cfg(test)]
-            if let Some(backend) = self.backend {
-                let database = builder.create_with_backend(backend(&self.path))?;
+            if let Some(disk) = &self.disk {
+                let database = builder.create_with_backend(disk.file(&self.path))?;
                 let index = read(&database)?;
                 return Ok((database, index));
             }
@@ -129,6 +129,12 @@ impl FileStore {
             Ok(Err(error)) => Err(error),
             Err(_) => Err(Unusable::Ever("it is damaged in a way that its reader did not expect".into())),
         }
+    }
+
+    /// Forgets that it is open.
+    #[cfg(test)]
+    pub(super) fn close(&mut self) {
+        self.database = None;
     }
 
     pub(super) fn apply(&mut self, change: &Change<'_>) -> Result<(), DeadLettersError> {
@@ -265,4 +271,13 @@ fn free_name(path: &Path) -> PathBuf {
         n += 1;
     }
     named(n)
+}
+
+/// Makes a file look as if a later version had written it.
+#[cfg(test)]
+pub(super) fn pretend_later_version(path: &Path) {
+    let database = Database::create(path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(META).unwrap().insert("version", VERSION + 1).unwrap();
+    transaction.commit().unwrap();
 }

@@ -453,3 +453,6 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
