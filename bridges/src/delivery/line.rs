@@ -417,10 +417,10 @@ impl<F: Feed> Line<F> {
 
     /// When something is due if nothing happens before.
     fn wake_at(&self) -> Option<Instant> {
-        let acks = if self.silence.is_none() { self.ledger.ack_deadline() } else { None };
-        let op = if self.silence.is_none() { self.op_deadline } else { None };
-        let all = [acks, op, self.ledger.retry_at(), self.stopping, self.cemetery.wake_at()];
-        all.into_iter().flatten().min()
+        let limits = if self.silence.is_none() { [self.ledger.ack_deadline(), self.op_deadline] } else { [None; 2] };
+        // What may be tried again already waits for something else, or it would have been.
+        let again = [self.ledger.retry_at(), self.cemetery.wake_at()].map(|at| at.filter(|at| *at > self.now));
+        limits.into_iter().chain(again).chain([self.stopping]).flatten().min()
     }
 
     /// Sets the timer if it has to ring earlier, or has rung; if it rings too early, no harm is done.

@@ -7,6 +7,7 @@
 #[path = "../contract/mod.rs"]
 #[macro_use]
 mod contract;
+mod driver;
 mod fake;
 
 contract_suite!(crate::fake::FakeServer);
