@@ -76,6 +76,8 @@ pub(crate) struct Cursor {
     pub(crate) delivered: u64,
     /// Dropped, without the open hole.
     pub(crate) dropped: u64,
+    /// The high-water mark in bytes. As in the options, but the journal's is known only when it comes.
+    pub(crate) hwm_bytes: u64,
     /// Whether what is dropped can be read from the journal. Then it counts as queued until it was.
     pub(crate) spills: bool,
     /// Messages that are to be read from the journal, without the open hole.
@@ -95,6 +97,7 @@ pub(crate) struct Member {
     /// Counts the changes of its prefixes.
     pub(crate) changes: AtomicU64,
     /// What is published from this offset on is for it.
+    #[cfg_attr(not(feature = "journal"), expect(dead_code, reason = "what is older comes from the journal"))]
     pub(crate) joined: u64,
     /// Where its prefixes are; `None` while it has none.
     pub(crate) group: Published<Option<Arc<Group>>>,
@@ -120,6 +123,7 @@ impl Member {
             skipped: 0,
             delivered: 0,
             dropped: 0,
+            hwm_bytes: options.hwm_bytes as u64,
             spills: false,
             spilled: 0,
             waiters: Vec::new(),
@@ -164,7 +168,7 @@ impl Member {
 
     /// Tells publishers where it will be full.
     pub(crate) fn tell_limits(&self, cursor: &Cursor) {
-        let (hwm, hwm_bytes) = (self.options.hwm as u64, self.options.hwm_bytes as u64);
+        let (hwm, hwm_bytes) = (self.options.hwm as u64, cursor.hwm_bytes);
         let limit = if hwm == 0 { u64::MAX } else { cursor.seq.saturating_add(cursor.skipped).saturating_add(hwm) };
         let limit_bytes = if hwm_bytes == 0 { u64::MAX } else { cursor.bytes.saturating_add(hwm_bytes) };
         self.limit.store(limit, Ordering::Relaxed);
@@ -173,7 +177,7 @@ impl Member {
 
     /// Whether a message of `size` bytes would be over its high-water mark; `lane_bytes` is its lane's count.
     pub(crate) fn is_full(&self, cursor: &Cursor, lane_bytes: u64, size: u64) -> bool {
-        let (hwm, hwm_bytes) = (self.options.hwm as u64, self.options.hwm_bytes as u64);
+        let (hwm, hwm_bytes) = (self.options.hwm as u64, cursor.hwm_bytes);
         let queued = cursor.queued();
         queued > 0 && (hwm != 0 && queued >= hwm || hwm_bytes != 0 && lane_bytes - cursor.bytes + size > hwm_bytes)
     }

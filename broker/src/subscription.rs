@@ -549,7 +549,7 @@ pub(crate) fn stats(member: &Member, cursor: &Cursor) -> SubscriptionStats {
         name: Arc::clone(&member.options.name),
         prefixes: member.prefixes.load(Ordering::Relaxed),
         hwm: member.options.hwm,
-        hwm_bytes: member.options.hwm_bytes,
+        hwm_bytes: cursor.hwm_bytes as usize, // it came from one
         overflow: member.options.overflow,
         matched: cursor.delivered + dropped + queued,
         delivered: cursor.delivered,

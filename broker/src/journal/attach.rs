@@ -181,6 +181,11 @@ impl JournalHold {
             let attached = Attached { log: Arc::clone(&log), from: p.next };
             shared.journal.set(attached).map_err(|_| JournalError::Attached)?;
             let member = subscription.handle().member();
+            if let Some(bytes) = log.options.queue_bytes {
+                let mut cursor = member.cursor.lock();
+                cursor.hwm_bytes = bytes as u64;
+                member.tell_limits(&cursor);
+            }
             let mut gate = Gate::new(Arc::clone(&log), Arc::clone(member), Arc::clone(&signals), writer.room());
             if let Some(fault) = full {
                 gate.no_spare(fault);

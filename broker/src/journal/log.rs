@@ -126,8 +126,9 @@ impl Log {
         if waiting.list.is_empty() {
             return;
         }
-        let wake: Vec<Waker> =
-            waiting.list.extract_if(.., |_, (offset, _)| *offset < next).map(|(_, (_, w))| w).collect();
+        let passed = waiting.list.iter().filter(|(_, (offset, _))| *offset < next).map(|(&ticket, _)| ticket);
+        let passed: Vec<u64> = passed.collect();
+        let wake: Vec<Waker> = passed.iter().filter_map(|t| waiting.list.remove(t)).map(|(_, w)| w).collect();
         drop(waiting);
         wake.into_iter().for_each(Waker::wake);
     }

@@ -122,6 +122,7 @@ impl Scribe {
 
 impl Desk {
     /// Puts one item into the buffer.
+    #[expect(clippy::needless_pass_by_value, reason = "it comes by value from the batch")]
     fn put(&mut self, item: Delivery<crate::MessageRef<'_>>) -> Result<(), GaveUp> {
         match item {
             Delivery::Message(message) => {

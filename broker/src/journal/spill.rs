@@ -39,6 +39,8 @@ struct Range {
     left: Option<u64>,
     /// The state of the prefixes then.
     changes: u64,
+    /// Reading goes on when the watermark is above it.
+    wait_for: u64,
 }
 
 /// What came of reading.
@@ -66,20 +68,20 @@ impl Spill {
     /// Has everything from `first` to `last` read that matches. It was never in memory.
     pub(crate) fn read_past(&mut self, first: u64, last: u64) {
         if first <= last {
-            self.ranges.push_back(Range { first, last, left: None, changes: 0 });
+            self.ranges.push_back(Range { first, last, left: None, changes: 0, wait_for: first });
         }
     }
 
     /// Has a range read that was taken from memory already, before anything else.
     pub(crate) fn read_again(&mut self, first: u64, last: u64) {
-        self.ranges.push_front(Range { first, last, left: None, changes: 0 });
+        self.ranges.push_front(Range { first, last, left: None, changes: 0, wait_for: first });
     }
 
     /// Has read what memory has dropped.
     pub(crate) fn read_gap(&mut self, gap: Gap, member: &Member) {
         let changes = member.changes.load(Ordering::Relaxed);
         let (first, last) = (gap.first.get(), gap.last.get());
-        self.ranges.push_back(Range { first, last, left: Some(gap.count), changes });
+        self.ranges.push_back(Range { first, last, left: Some(gap.count), changes, wait_for: first });
     }
 
     /// Whether something is to be read.
@@ -94,13 +96,13 @@ impl Spill {
 
     /// Whether reading would get further now.
     pub(crate) fn can_read(&self) -> bool {
-        self.ranges.front().is_some_and(|range| self.log.watermark() > range.first || self.log.has_ended())
+        self.ranges.front().is_some_and(|range| self.log.watermark() > range.wait_for || self.log.has_ended())
     }
 
     /// Waits until it would.
     pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(first) = self.next() else { return Poll::Ready(()) };
-        let waiting = self.waiting.get_or_insert_with(|| self.log.passed(first));
+        let Some(range) = self.ranges.front() else { return Poll::Ready(()) };
+        let waiting = self.waiting.get_or_insert_with(|| self.log.passed(range.wait_for));
         let poll = std::pin::Pin::new(waiting).poll(cx);
         if poll.is_ready() {
             self.waiting = None;
@@ -132,6 +134,7 @@ impl Spill {
                 counts.1 += self.tell_rest(taken);
             } else if let Some(range) = self.ranges.front_mut() {
                 range.first = next.max(range.first);
+                range.wait_for = range.wait_for.max(range.first);
             }
             count(member, range.left.is_some(), counts);
             if !taken.items.is_empty() {
@@ -172,10 +175,20 @@ impl Spill {
                 }
                 Step::Gap(gap) => {
                     let last = gap.last.min(Offset::new(range.last));
-                    let count = range.left.map_or(gap.count, |left| gap.count.min(left));
-                    range.left = range.left.map(|left| left - count);
+                    let mut count = gap.count;
+                    if let Some(left) = &mut range.left {
+                        if self.log.watermark() <= range.last && !self.log.has_ended() {
+                            // How many of the messages it is that are missing shows when all that is behind it is written.
+                            range.wait_for = range.last;
+                            self.reader.seek(gap.first.get());
+                            break;
+                        }
+                        let behind = self.filter.count(&self.log, last.get() + 1, range.last + 1);
+                        count = left.saturating_sub(behind);
+                        *left -= count;
+                    }
                     dropped += count;
-                    // Where it is known that nothing there matched, nothing is missing.
+                    // Where nothing there has matched, nothing is missing.
                     if count > 0 {
                         taken.items.push(Item::Gap(Gap { last, count, ..gap }));
                     }
