@@ -21,8 +21,10 @@ pub(super) struct State {
     pub(super) salt: u32,
     /// Offsets below it may have been given out.
     pub(super) reserved: u64,
-    /// The offset behind the last message, if the journal was closed.
+    /// The next offset to be given out, if the journal was closed.
     pub(super) end: Option<u64>,
+    /// The offset behind the last record, if it was closed. Less than `end` where offsets were passed over.
+    pub(super) written: u64,
     /// The start of the operating system in which this was written.
     pub(super) boot: [u8; 16],
 }
@@ -36,6 +38,7 @@ impl State {
         bytes.extend_from_slice(&self.reserved.to_le_bytes());
         bytes.extend_from_slice(&self.end.unwrap_or(0).to_le_bytes()); // no log ends at 0
         bytes.extend_from_slice(&self.boot);
+        bytes.extend_from_slice(&self.written.to_le_bytes());
         bytes
     }
 
@@ -49,6 +52,7 @@ impl State {
             reserved: number(16)?,
             end: number(24).map(|end| (end > 0).then_some(end))?,
             boot: bytes.get(32..48)?.try_into().ok()?,
+            written: number(48)?,
         })
     }
 }

@@ -175,7 +175,7 @@ fn new_state(segments: &[(u64, PathBuf)]) -> State {
         Some(header) => (header.log, header.salt),
         None => (LogId::random(), LogId::random().get() as u32), // a random number is all that is wanted
     };
-    State { version: VERSION, log, salt, reserved: 1, end: segments.is_empty().then_some(1), boot: boot_id() }
+    State { version: VERSION, log, salt, reserved: 1, end: segments.is_empty().then_some(1), written: 1, boot: boot_id() }
 }
 
 /// The end of the newest segment.
@@ -253,7 +253,7 @@ fn find_end(segment: &Segment, length: u64, state: &State, report: &mut OpenRepo
         clear(segment, end.bytes, data.end)?;
         break;
     }
-    if state.end.is_some_and(|known| known > end.next) && !end.damaged {
+    if state.end.is_some() && state.written > end.next && !end.damaged {
         report.damage.push(Damage { path: segment.path.clone(), position: end.bytes, bytes: 0 });
         end.damaged = true;
     }
@@ -339,7 +339,7 @@ fn lost(state: &State, end: &End, next: u64) -> Option<Gap> {
         return None;
     }
     Some(match state.end {
-        Some(known) if known > end.next => gap(end.next, known - 1),
+        Some(_) if state.written > end.next => gap(end.next, state.written - 1),
         // How many there were can't be told.
         _ => Gap { first: Offset::new(end.next), last: Offset::new((next - 1).max(end.next)), count: 1 },
     })

@@ -277,7 +277,9 @@ impl Writer {
         if let Some(Tail { segment: Some(segment), .. }) = &self.tail {
             disk.sync(&segment.file)?;
         }
-        let state = State { end: Some(self.next), reserved: self.next, ..self.meta.state };
+        // After a jump there may be offsets behind the last record that were given to nobody, and must not be used again.
+        let end = self.next.max(self.log.watermark());
+        let state = State { end: Some(end), written: self.next, reserved: end, ..self.meta.state };
         self.meta.write(state, disk)
     }
 

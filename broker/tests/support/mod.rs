@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hookbus_broker::{
-    BatchLimit, Broker, Clock, Delivery, Disk, DurableSubscription, Journal, JournalOptions, Received, SystemDisk,
-    Timestamp,
+    BatchLimit, Broker, Clock, Delivery, Disk, DurableSubscription, Journal, JournalOptions, Offset, Received,
+    SystemDisk, Timestamp,
 };
 
 /// A small journal.
@@ -39,30 +39,33 @@ pub fn eventually(mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// All that the journal has for a subscription.
+/// What the segments of a journal take on the disk, in bytes.
+pub fn disk_use(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = std::fs::read_dir(dir.join("segments")) else { return 0 };
+    entries.filter_map(|e| e.ok()?.metadata().ok()).map(|m| m.blocks() * 512).sum()
+}
+
+/// All that the journal has for a subscription; it is committed.
 pub fn drain(durable: &mut DurableSubscription) -> Vec<Delivery<Received>> {
     let mut got = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        match durable.try_recv_batch(BatchLimit::default(), &mut got) {
-            Ok(_) => {}
-            Err(_) if durable.lag().messages == 0 || got_all(durable, &got) => return got,
-            Err(_) => {
-                assert!(Instant::now() < deadline, "there is more to come, and it doesn't");
-                std::thread::sleep(Duration::from_millis(1));
-            }
+        let end = durable.try_recv_batch(BatchLimit::default(), &mut got).is_err();
+        if let Some(last) = got.last() {
+            durable.commit(match last {
+                Delivery::Message(message) => Offset::new(message.offset().get() + 1),
+                Delivery::Gap(gap) => Offset::new(gap.last.get() + 1),
+            });
+        }
+        if end && durable.lag().messages == 0 {
+            return got;
+        }
+        assert!(Instant::now() < deadline, "there is more to come, and it doesn't");
+        if end {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
-}
-
-/// Whether nothing that was handed out is followed by anything else.
-fn got_all(durable: &DurableSubscription, got: &[Delivery<Received>]) -> bool {
-    let behind = match got.last() {
-        Some(Delivery::Message(message)) => message.offset().get() + 1,
-        Some(Delivery::Gap(gap)) => gap.last.get() + 1,
-        None => return false,
-    };
-    behind >= durable.position().get() + durable.lag().messages
 }
 
 /// The messages, where there are no gaps.
