@@ -105,7 +105,11 @@ impl Journal {
         }
         let new = State { version: VERSION, reserved: next + RESERVE, end: None, boot: boot_id(), ..state };
         let meta = match meta.take() {
-            Some(mut meta) => meta.write(new, &*options.disk).map(|()| meta),
+            // Twice: were the newer slot lost, the other one must not say that the journal was closed.
+            Some(mut meta) => {
+                let written = meta.write(new, &*options.disk).and_then(|()| meta.write(new, &*options.disk));
+                written.map(|()| meta)
+            }
             None => Meta::create(&meta_path, new, &*options.disk),
         }
         .map_err(JournalError::io("write", &meta_path))?;
@@ -175,7 +179,15 @@ fn new_state(segments: &[(u64, PathBuf)]) -> State {
         Some(header) => (header.log, header.salt),
         None => (LogId::random(), LogId::random().get() as u32), // a random number is all that is wanted
     };
-    State { version: VERSION, log, salt, reserved: 1, end: segments.is_empty().then_some(1), written: 1, boot: boot_id() }
+    State {
+        version: VERSION,
+        log,
+        salt,
+        reserved: 1,
+        end: segments.is_empty().then_some(1),
+        written: 1,
+        boot: boot_id(),
+    }
 }
 
 /// The end of the newest segment.
@@ -217,6 +229,11 @@ fn open_segments(
             end = find_end(&segment, length, state, report).map_err(JournalError::io("read", path))?;
         }
         segments.push_back(Arc::new(segment));
+    }
+    if segments.is_empty() && state.written > 1 {
+        // There were some.
+        end.damaged = true;
+        report.damage.push(Damage { path: PathBuf::from("segments"), position: 0, bytes: 0 });
     }
     Ok((segments, end))
 }

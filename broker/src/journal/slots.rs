@@ -39,6 +39,7 @@ impl Slots {
         disk.write_at(&file, &vec![0; 2 * SLOT_BYTES as usize], 0)?;
         let mut slots = Slots { file, path: path.to_owned(), number: 0 };
         slots.write(value, disk)?;
+        slots.write(value, disk)?; // so that it survives the loss of a slot from the beginning
         disk.sync(&slots.file)?;
         std::fs::rename(&new, path)?;
         Ok(slots)
