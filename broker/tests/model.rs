@@ -36,6 +36,17 @@ struct Sample {
     slice: bool,
 }
 
+/// Without a journal, as here, it drops the oldest.
+#[cfg(feature = "journal")]
+fn spill() -> Overflow {
+    Overflow::Spill
+}
+
+#[cfg(not(feature = "journal"))]
+fn spill() -> Overflow {
+    Overflow::DropOldest
+}
+
 fn word() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(prop::sample::select(b"ab".to_vec()), 0..4)
 }
@@ -54,7 +65,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Overflow::DropNewest),
         3 => Just(Overflow::DropOldest),
         2 => Just(Overflow::Block),
-        1 => Just(Overflow::Disconnect)
+        1 => Just(Overflow::Disconnect),
+        1 => Just(spill())
     ];
     let prefixes = || prop::collection::vec(word(), 0..3);
     let hwm = prop_oneof![Just(0usize), 1usize..4, Just(50usize)];

@@ -1,0 +1,123 @@
+//! What it costs to write events down: the journal, a plain sequential `write` of the same bytes, and (feature `journal-peers`)
+//! fjall, by turns in one run.
+//!
+//! ```text
+//! cargo bench -p hookbus-benches --features journal-peers --bench journal
+//! ```
+//!
+//! Events have 2 KiB; they come in batches of 64 or one by one, from one publisher that waits until each is written. Durability is `os`:
+//! nothing waits for the device. What was written is flushed to the device between rounds, so that no contender pays for the one
+//! before it. Medians and their ratios are printed; a single figure of a shared machine says little.
+//!
+//! In the test pass everything runs once, with a few events.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use bytes::Bytes;
+use hookbus_broker::{Broker, Journal, JournalOptions, Message};
+
+const EVENT_BYTES: usize = 2048;
+const BATCH: usize = 64;
+
+/// Payloads of which no two are alike, as many as there are in a burst.
+fn payloads() -> Vec<Bytes> {
+    let mut random = fastrand::Rng::with_seed(7);
+    let payload = |_| (0..EVENT_BYTES).map(|_| random.alphanumeric() as u8).collect::<Vec<u8>>().into();
+    (0..1024).map(payload).collect()
+}
+
+fn key(n: usize) -> String {
+    format!("EVENT VM {}/ACTIVE/RUNNING ", n % 1000)
+}
+
+/// Writes so many events in batches of that size; returns how long it took, in seconds.
+type Contender = fn(&Path, &[Bytes], usize, usize) -> f64;
+
+fn raw(dir: &Path, payloads: &[Bytes], events: usize, batch: usize) -> f64 {
+    let mut file = File::create(dir.join("raw")).expect("file");
+    let batches: Vec<Vec<u8>> = payloads.chunks(batch).map(<[Bytes]>::concat).collect();
+    let start = Instant::now();
+    for n in 0..events / batch {
+        file.write_all(&batches[n % batches.len()]).expect("write");
+    }
+    start.elapsed().as_secs_f64()
+}
+
+fn journal(dir: &Path, payloads: &[Bytes], events: usize, batch: usize) -> f64 {
+    let broker = Broker::default();
+    let journal = Journal::open(JournalOptions::new(dir.join("journal"))).expect("open");
+    broker.attach_journal(journal).expect("attach");
+    let message = |n: usize| Message::new(key(n), payloads[n % payloads.len()].clone());
+    let start = Instant::now();
+    if batch == 1 {
+        for n in 0..events {
+            broker.publish_blocking(message(n)).expect("publish");
+        }
+    } else {
+        let mut queue = VecDeque::new();
+        for n in 0..events / batch {
+            queue.extend((n * batch..(n + 1) * batch).map(message));
+            assert_eq!(broker.publish_batch_blocking(&mut queue), Ok(batch));
+        }
+    }
+    start.elapsed().as_secs_f64()
+}
+
+#[cfg(feature = "journal-peers")]
+fn fjall(dir: &Path, payloads: &[Bytes], events: usize, batch: usize) -> f64 {
+    use fjall::{Database, KeyspaceCreateOptions, PersistMode};
+    let db = Database::builder(dir.join("fjall")).open().expect("open");
+    let log = db.keyspace("log", KeyspaceCreateOptions::default).expect("keyspace");
+    let start = Instant::now();
+    for n in 0..events / batch {
+        let mut changes = db.batch().durability(Some(PersistMode::Buffer));
+        for n in n * batch..(n + 1) * batch {
+            let value = [key(n).as_bytes(), &payloads[n % payloads.len()]].concat();
+            changes.insert(&log, (n as u64).to_be_bytes(), value);
+        }
+        changes.commit().expect("commit");
+    }
+    start.elapsed().as_secs_f64()
+}
+
+fn main() {
+    let measured = std::env::args().any(|arg| arg == "--bench");
+    let rounds = if measured { 7 } else { 1 };
+    let contenders: &[(&str, Contender)] = &[
+        ("plain write", raw),
+        ("journal", journal),
+        #[cfg(feature = "journal-peers")]
+        ("fjall", fjall),
+    ];
+    let payloads = payloads();
+    for (case, batch, events) in [("batches of 64", BATCH, 128 << 10), ("one by one", 1, 32 << 10)] {
+        let events = if measured { events } else { 4 * BATCH };
+        let mut rates = vec![Vec::new(); contenders.len()];
+        for round in 0..rounds {
+            for turn in 0..contenders.len() {
+                let who = (turn + round) % contenders.len();
+                let dir = tempfile::tempdir_in(".").expect("directory");
+                let seconds = contenders[who].1(dir.path(), &payloads, events, batch);
+                rates[who].push((events * EVENT_BYTES) as f64 / 1e6 / seconds);
+                if measured {
+                    nix::unistd::sync();
+                }
+            }
+        }
+        println!("{case}, {events} events of {EVENT_BYTES} bytes, {rounds} rounds");
+        println!("| | MB/s, median | slowest to fastest | of plain write |");
+        println!("| --- | --- | --- | --- |");
+        let median = |rates: &[f64]| rates[rates.len() / 2];
+        rates.iter_mut().for_each(|r| r.sort_by(f64::total_cmp));
+        for ((name, _), own) in contenders.iter().zip(&rates) {
+            let (slowest, fastest) = (own[0], own[own.len() - 1]);
+            let ratio = median(own) / median(&rates[0]);
+            println!("| {name} | {:.0} | {slowest:.0} to {fastest:.0} | {ratio:.2} |", median(own));
+        }
+        println!();
+    }
+}
