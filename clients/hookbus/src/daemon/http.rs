@@ -7,6 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use hookbus_bridges::delivery::{BridgeState, BridgeStatus, Counts};
 use hookbus_bridges::http::{self, Access, DescriptorEncoder, Server, ServerOptions, encode_counter, encode_gauge};
 use serde_json::Value;
 use thiserror::Error;
@@ -135,6 +136,8 @@ impl http::Daemon for State {
         encode_counter(encoder, "hookbus_forwarded_events", "Events that a driver has forwarded", taken)?;
         let lost = [(&[][..], driver.lost)];
         encode_counter(encoder, "hookbus_forwarded_lost", "Events that a forwarding driver had no room for", lost)?;
+        self.collect_journal(encoder)?;
+        self.collect_bridges(encoder)?;
         let Some(hooks) = self.parts.lock().hooks.as_ref().map(Hooks::counters) else { return Ok(()) };
         let running = [(&[][..], hooks.running as f64)];
         encode_gauge(encoder, "hookbus_hooks_running", "Hooks that run now", running)?;
@@ -149,5 +152,68 @@ impl http::Daemon for State {
             .collect();
         let values = labels.iter().map(|(labels, count)| (&labels[..], *count));
         encode_counter(encoder, "hookbus_hook_runs", "Hooks that have ended", values)
+    }
+}
+
+impl State {
+    fn collect_journal(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(journal) = self.broker.journal() else { return Ok(()) };
+        let stats = journal.stats();
+        let bytes = [(&[][..], stats.disk_bytes as f64)];
+        encode_gauge(encoder, "hookbus_journal_bytes", "What the journal takes on the disk", bytes)?;
+        let failing = [(&[][..], f64::from(u8::from(stats.failing.is_some())))];
+        encode_gauge(encoder, "hookbus_journal_failing", "Whether the journal can't be written now", failing)?;
+        for (name, help, value) in [
+            ("hookbus_journal_written", "Events written to the journal", stats.messages),
+            ("hookbus_journal_written_bytes", "Bytes written to the journal", stats.bytes),
+            ("hookbus_journal_gaps", "Gaps written to the journal", stats.gaps),
+            ("hookbus_journal_damaged", "Places of the journal found damaged", stats.damaged),
+        ] {
+            encode_counter(encoder, name, help, [(&[][..], value)])?;
+        }
+        Ok(())
+    }
+
+    /// Bridges are few, and their names come from the operator.
+    fn collect_bridges(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (all, dead_letters) = {
+            let parts = self.parts.lock();
+            let Some(bridges) = &parts.bridges else { return Ok(()) };
+            (bridges.status(), bridges.dead_letters())
+        };
+        let kept = [(&[][..], dead_letters.count(None) as f64)];
+        encode_gauge(encoder, "hookbus_dead_letters", "Dead letters that are kept", kept)?;
+        let labels: Vec<_> = all.iter().map(|bridge| [("bridge", &*bridge.name), ("type", &*bridge.kind)]).collect();
+        type Gauge = fn(&BridgeStatus) -> f64;
+        let gauges: [(&str, &str, Gauge); 4] = [
+            ("hookbus_bridge_ready", "Whether the bridge is connected and delivers", |bridge| {
+                f64::from(u8::from(matches!(bridge.state, BridgeState::Ready)))
+            }),
+            ("hookbus_bridge_lag_events", "Events that are not known to be on the bus", |b| b.lag_events as f64),
+            ("hookbus_bridge_lag_seconds", "Age of the oldest event taken and not known to be on the bus", |b| {
+                b.lag_seconds
+            }),
+            ("hookbus_bridge_in_flight", "Events handed over and not told of", |bridge| bridge.in_flight as f64),
+        ];
+        for (name, help, value) in gauges {
+            let values = labels.iter().zip(&all).map(|(labels, bridge)| (&labels[..], value(bridge)));
+            encode_gauge(encoder, name, help, values)?;
+        }
+        type Counter = fn(&Counts) -> u64;
+        let counters: [(&str, &str, Counter); 8] = [
+            ("hookbus_bridge_confirmed", "Events that the bus has confirmed", |counts| counts.confirmed),
+            ("hookbus_bridge_retried", "Events sent again, each time counted", |counts| counts.retried),
+            ("hookbus_bridge_duplicates", "Repetitions that the bus has recognised", |counts| counts.duplicates),
+            ("hookbus_bridge_unroutable", "Events that nobody was bound for", |counts| counts.unroutable),
+            ("hookbus_bridge_dropped", "Events dropped before they reached the bridge", |counts| counts.dropped),
+            ("hookbus_bridge_omitted", "Events sent without their data, which is too large", |counts| counts.omitted),
+            ("hookbus_bridge_dead", "Events that became dead letters", |counts| counts.dead),
+            ("hookbus_bridge_connects", "Connections made", |counts| counts.connects),
+        ];
+        for (name, help, value) in counters {
+            let values = labels.iter().zip(&all).map(|(labels, bridge)| (&labels[..], value(&bridge.counts)));
+            encode_counter(encoder, name, help, values)?;
+        }
+        Ok(())
     }
 }

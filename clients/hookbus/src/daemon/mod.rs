@@ -56,7 +56,7 @@ use tokio::time::Instant;
 use self::bridges::Bridges;
 use self::journal::JournalState;
 use self::sources::Sources;
-use crate::config::Config;
+use crate::config::{Config, Overflow};
 pub(crate) use forwarded::Forwarded;
 pub(crate) use hooks::Hooks;
 pub(crate) use http::{Http, HttpError};
@@ -263,7 +263,8 @@ pub(crate) fn own(
     let runtime = (state.role == Role::Hm && reads).then(runtime).transpose()?;
     let entered = runtime.as_ref().map(Runtime::enter);
     let http = Http::start(state, activated)?;
-    drop(entered);
+    // Hooks read from the journal only where they spill.
+    let _entered = entered.filter(|_| config.hooks.overflow == Overflow::Spill);
     let hooks = Hooks::start(&state.broker, &config.hooks, state.role.kill_grace());
     let mut parts = state.parts.lock();
     parts.state_dir = state_dir.as_ref().map(|dir| dir.path().to_owned());
