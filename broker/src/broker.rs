@@ -52,8 +52,12 @@ impl Broker {
     /// Publishes, waiting while a subscription with [`Overflow::Block`](crate::Overflow::Block) is full. Cancelling the
     /// future publishes the whole message or nothing.
     ///
+    /// With a journal it returns when the message is written as durably as was asked for. Cancelled while it waits for that, the
+    /// message stays published.
+    ///
     /// # Errors
-    /// When the broker is closed, or the message breaks a limit.
+    /// When the broker is closed, the message breaks a limit, or the journal can't take it. Then nobody has it; only when the broker
+    /// is closed before a failing journal had the message, somebody may.
     pub async fn publish(&self, mut message: Message) -> Result<Offset, PublishError> {
         let offset = self.accept(&mut message).await?;
         self.journaled(offset).await?;
@@ -86,7 +90,8 @@ impl Broker {
         }
     }
 
-    /// Publishes at once or not at all; the message comes back with the error.
+    /// Publishes at once or not at all; the message comes back with the error. It doesn't wait for a journal to have
+    /// written it.
     ///
     /// # Errors
     /// [`WouldBlock`](TryPublishError::WouldBlock) where [`publish`](Broker::publish) would wait.
@@ -96,7 +101,7 @@ impl Broker {
     }
 
     /// Publishes without ever waiting: subscriptions that would block drop their oldest messages. For a source that must
-    /// always be read.
+    /// always be read. A journal gets the message a moment later; where it can't, durable subscriptions are told a gap.
     ///
     /// # Errors
     /// When the broker is closed, or the message breaks a limit.

@@ -51,6 +51,9 @@ mod wait;
 
 pub use broker::Broker;
 pub use error::{EndReason, PublishError, TryPublishError, TryRecvError};
+#[cfg(all(feature = "journal", fuzzing))]
+#[doc(hidden)]
+pub use journal::fuzzing;
 #[cfg(feature = "journal")]
 pub use journal::{
     CursorInfo, Damage, Disk, Durability, DurableSubscription, Journal, JournalError, JournalFault, JournalHandle,

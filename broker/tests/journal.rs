@@ -383,7 +383,7 @@ fn cursors_are_listed_and_deleted() {
     for cursor in &cursors {
         let n: usize =
             cursor.name.split(' ').nth(1).and_then(|n| n.split('/').next()).expect("number").parse().expect("number");
-        assert_eq!(cursor.position.get(), if n % 2 == 0 { 2 } else { 1 }, "{}", cursor.name);
+        assert_eq!(cursor.position.get(), [2, 1][n % 2], "{}", cursor.name);
         assert_eq!((cursor.in_use, cursor.lag.messages), (false, 3 - cursor.position.get()));
     }
     assert!(matches!(journal.delete_cursor("none"), Err(JournalError::NoCursor { .. })));
