@@ -285,7 +285,7 @@ impl Shared {
                 member.set_end(EndReason::BrokerClosed);
             }
             #[cfg(feature = "journal")]
-            if member.options.overflow == crate::Overflow::Spill {
+            if member.options.may_spill() {
                 member.cursor.lock().spills = self.journal.get().is_some();
             }
             member.prefixes.store(group.as_ref().map_or(0, |g| g.len()), Ordering::Relaxed);

@@ -260,9 +260,9 @@ impl Cursor {
         match options.overflow {
             _ if options.journal => Policy::TurnAway,
             Overflow::DropNewest => Policy::DropNewest,
-            Overflow::DropOldest | Overflow::Block => Policy::DropOldest,
             #[cfg(feature = "journal")]
-            Overflow::Spill if self.spills => Policy::DropNewest,
+            Overflow::Spill | Overflow::Block if self.spills => Policy::DropNewest,
+            Overflow::DropOldest | Overflow::Block => Policy::DropOldest,
             #[cfg(feature = "journal")]
             Overflow::Spill => Policy::DropOldest,
             Overflow::Disconnect => Policy::Disconnect,

@@ -57,7 +57,8 @@ pub enum Overflow {
     /// The oldest queued messages make room.
     DropOldest,
     /// The publisher waits: back-pressure. Towards a publisher that can't wait
-    /// ([`publish_now`](crate::Broker::publish_now)) it acts as [`DropOldest`](Overflow::DropOldest).
+    /// ([`publish_now`](crate::Broker::publish_now)) it acts as `Spill` where there is a journal, else as
+    /// [`DropOldest`](Overflow::DropOldest).
     Block,
     /// The subscription goes on reading from the journal, and comes back to memory once it has caught up: nothing is lost, and no
     /// more waits in memory than the high-water mark. Without a journal it acts as [`DropOldest`](Overflow::DropOldest).
@@ -106,6 +107,12 @@ impl SubscribeOptions {
             overflow: Overflow::DropNewest,
             journal: false,
         }
+    }
+
+    /// Whether what memory drops is read from the journal, where there is one.
+    #[cfg(feature = "journal")]
+    pub(crate) fn may_spill(&self) -> bool {
+        matches!(self.overflow, Overflow::Spill | Overflow::Block) && !self.journal
     }
 
     /// Adds a prefix.

@@ -29,7 +29,7 @@ pub struct SubscriptionStats {
     pub delivered: u64,
     /// Messages that were dropped for it and are told as gaps.
     pub dropped: u64,
-    /// Messages that wait to be taken, in memory or, with [`Overflow::Spill`](crate::Overflow), in the journal.
+    /// Messages that wait to be taken, in memory or, where it spills, in the journal.
     pub queued: u64,
     /// Keys and payloads of those in memory, in bytes.
     pub queued_bytes: u64,

@@ -244,7 +244,7 @@ impl Subscription {
     #[cfg(feature = "journal")]
     fn find_spilled(spill: &mut Option<Box<Spill>>, taken: &mut Taken, shared: &Arc<Shared>, member: &Member) -> bool {
         let Some(Item::Gap(gap)) = taken.items.last() else { return false };
-        let attached = shared.journal.get().filter(|_| member.options.overflow == crate::Overflow::Spill);
+        let attached = shared.journal.get().filter(|_| member.options.may_spill());
         let Some(attached) = attached.filter(|a| a.has(gap.first)) else { return false };
         spill.get_or_insert_with(|| Spill::new(Arc::clone(&attached.log))).read_gap(*gap, member);
         taken.items.pop();

@@ -191,7 +191,7 @@ impl JournalHold {
                 gate.no_spare(fault);
             }
             p.gate = Some(gate);
-            for member in p.members.values().filter(|m| m.options.overflow == Overflow::Spill) {
+            for member in p.members.values().filter(|m| m.options.may_spill()) {
                 member.cursor.lock().spills = true;
             }
             Ok(())

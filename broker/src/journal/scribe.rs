@@ -253,7 +253,13 @@ impl Desk {
     /// Has a segment ready that isn't promised to anybody.
     fn make_ready(&mut self) {
         let wanted = self.signals.spares.load(Ordering::Relaxed) == 0 && self.writer.ready_segments() < MOST_READY;
-        if !wanted || self.retry.is_some_and(|(at, _)| Instant::now() < at) {
+        if !wanted {
+            if self.retry.take().is_some() {
+                self.log.failing.lock().take();
+            }
+            return;
+        }
+        if self.retry.is_some_and(|(at, _)| Instant::now() < at) {
             return;
         }
         match self.writer.prepare() {
