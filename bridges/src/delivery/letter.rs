@@ -286,3 +286,133 @@ fn media_type(said: &str) -> Cow<'static, str> {
         _ => Cow::Borrowed("application/octet-stream"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hookbus_broker::{EventId, LogId, Message, Offset, Origin, Timestamp};
+
+    use super::super::bus::{Fault, Receipt, Receipts, SendError, Sender, Ticket};
+    use super::*;
+    use crate::cloudevents::Sources;
+
+    /// A bus that is only a type.
+    struct Dots;
+
+    impl Bus for Dots {
+        type Sender = Dots;
+        type Receipts = Dots;
+        const SEPARATOR: char = '.';
+
+        fn acknowledges(&self) -> bool {
+            true
+        }
+
+        async fn connect(&mut self) -> Result<(Dots, Dots), Fault> {
+            Err(Fault::passing("there is none"))
+        }
+    }
+
+    impl Sender for Dots {
+        fn limits(&self) -> Limits {
+            Limits::default()
+        }
+
+        async fn send(&mut self, _ticket: Ticket, _letter: &Letter) -> Result<(), SendError> {
+            Ok(())
+        }
+
+        async fn close(self) {}
+    }
+
+    impl Receipts for Dots {
+        async fn next(&mut self, _into: &mut Vec<Receipt>) -> Result<(), Fault> {
+            Ok(())
+        }
+    }
+
+    fn event(message: Message) -> Received {
+        let id = EventId { log: LogId::new(0xAB), offset: Offset::new(7) };
+        Received::restored(id, message.with_time(Timestamp::from_millis(0)))
+    }
+
+    fn imported(id: &str, source: &str) -> Received {
+        let attributes = "{\"type\":\"t\",\"datacontenttype\":\"a/b\",\"subject\":\"\u{fc}\"}".into();
+        event(Message::new("k", "data").with_origin(Origin { id: id.into(), source: source.into(), attributes }))
+    }
+
+    fn write(format: Format, event: Received, replay: Option<u64>) -> Letter {
+        let encoder = Encoder::new(Sources { host: "h".into(), zone: None });
+        LetterWriter::new::<Dots>(encoder, format, "hookbus").write(event, None, replay, Limits::default()).unwrap()
+    }
+
+    fn id(event: Received, replay: Option<u64>) -> String {
+        write(Format::Raw, event, replay).id.into()
+    }
+
+    #[test]
+    fn ids_are_unique_over_sources_and_retries() {
+        assert_eq!(id(event(Message::new("k", "")), None), "00000000000000ab-7");
+        assert_eq!(id(event(Message::new("k", "")), Some(3)), "00000000000000ab-7;replay=3");
+        assert_eq!(id(imported("1", "/s"), None), "/s 1");
+        assert_eq!(id(imported("1;replay=1", "/s"), None), "/s 1%3Breplay=1", "nobody else's id looks like a retry");
+        assert_ne!(id(imported("b c", "a"), None), id(imported("c", "a b"), None));
+        assert_eq!(id(imported("\u{fc}\n", "%"), None), "%25 %C3%BC%0A");
+        let long = |end: &str| id(imported(&format!("{}{end}", "x".repeat(500)), "/s"), Some(u64::MAX));
+        assert!(long("1").len() <= 240 && long("1") != long("2") && long("1") == long("1"));
+    }
+
+    #[test]
+    fn what_each_format_carries() {
+        let xml = "<HOOK_MESSAGE><HOOK_TYPE>API</HOOK_TYPE></HOOK_MESSAGE>";
+        let base64 = base64_simd::STANDARD.encode_to_string(xml);
+        let opennebula = || event(Message::new("EVENT API one.vm.x 1", base64.clone()).with_tag(PAYLOAD_BASE64));
+        let table = [
+            (Format::Raw, opennebula(), xml, "application/xml"),
+            (Format::Base64, opennebula(), &*base64, "text/plain"),
+            (Format::CloudEventsBinary, opennebula(), "{\"HOOK_TYPE\":\"API\"}", "application/json"),
+            (Format::Raw, event(Message::new("k", "text")), "text", "text/plain"),
+            (Format::Raw, imported("1", "/s"), "data", "a/b"),
+            (Format::Base64, event(Message::new("k", "text")), "dGV4dA==", "text/plain"),
+            (Format::CloudEventsBinary, imported("1", "/s"), "data", "a/b"),
+        ];
+        for (format, event, body, content_type) in table {
+            let letter = write(format, event, None);
+            assert_eq!((&*letter.body, &*letter.content_type), (body.as_bytes(), content_type), "{format:?}");
+            assert_eq!(letter.attributes.is_empty(), format != Format::CloudEventsBinary);
+        }
+        let unknown = write(Format::Raw, event(Message::new("k", vec![0xFF])), None);
+        assert_eq!(unknown.content_type, "application/octet-stream");
+
+        let structured = write(Format::CloudEvents, opennebula(), None);
+        assert_eq!((&*structured.content_type, &*structured.kind), (STRUCTURED, "org.opennebula.api"));
+        let json: serde_json::Value = serde_json::from_slice(&structured.body).unwrap();
+        assert_eq!((&json["id"], &json["data"]["HOOK_TYPE"]), (&"00000000000000ab-7".into(), &"API".into()));
+
+        let binary = write(Format::CloudEventsBinary, imported("1", "/s"), Some(1));
+        let value =
+            |name: &str| binary.attributes.iter().find(|(known, _)| &**known == name).map(|(_, value)| &**value);
+        assert_eq!((value("id"), value("source"), value("subject")), (Some("1"), Some("/s"), Some("\u{fc}")));
+        assert_eq!((value("datacontenttype"), &*binary.id, &*binary.kind), (None, "/s 1;replay=1", "t"));
+    }
+
+    #[test]
+    fn what_is_too_large_even_without_data_is_handed_back() {
+        let encoder = Encoder::new(Sources { host: "h".into(), zone: None });
+        let limits = Limits { letter_bytes: 1500, ..Limits::default() };
+        for format in [Format::CloudEvents, Format::CloudEventsBinary, Format::Raw, Format::Base64] {
+            let writer = LetterWriter::new::<Dots>(encoder.clone(), format, "hookbus");
+            let written = writer.write(event(Message::new("k", "x".repeat(2000))), Some(4), None, limits);
+            if matches!(format, Format::Raw | Format::Base64) {
+                let unwritten = written.unwrap_err();
+                assert_eq!(unwritten.event.payload().len(), 2000);
+                assert!(unwritten.to_string().contains("1500"), "{unwritten}");
+                continue;
+            }
+            let letter = written.unwrap();
+            assert_eq!((letter.omitted, letter.dropped), (Some(2000), Some(4)));
+            assert!(letter.size_bytes() <= 1500);
+            let key = "k".repeat(5000);
+            assert!(writer.write(event(Message::new(key, "x")), None, None, limits).is_err());
+        }
+    }
+}

@@ -346,7 +346,8 @@ impl<F: Feed> Line<F> {
                 let bytes = parcel.memory_bytes();
                 self.ledger.push(offset, Arc::new(parcel), bytes);
             }
-            Err((parcel, reason)) => {
+            Err(unwritable) => {
+                let (parcel, reason) = *unwritable;
                 self.dropped += dropped.unwrap_or(0);
                 if matches!(reason, Unwritable::NotForBuses) {
                     add(&self.shared.counters.skipped, 1);
@@ -521,7 +522,7 @@ impl<F: Feed> Line<F> {
                     let bytes = parcel.memory_bytes();
                     Ok((Arc::new(parcel), bytes))
                 }
-                Err((_, reason)) => Err(reason.to_string().into()),
+                Err(unwritable) => Err(unwritable.1.to_string().into()),
             })
         });
     }

@@ -16,6 +16,7 @@ pub(super) struct Parcel {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are letters, and each would cost one more allocation")]
 enum Content {
     Letter(Letter),
     Event(Box<Received>),
@@ -38,12 +39,12 @@ impl Parcel {
         dropped: Option<u64>,
         retry: Option<Retry>,
         limits: Limits,
-    ) -> Result<Self, (Self, Unwritable)> {
+    ) -> Result<Self, Box<(Self, Unwritable)>> {
         match writer.write(event, dropped, retry.map(|retry| retry.replay), limits) {
             Ok(letter) => Ok(Parcel { content: Content::Letter(letter), dropped, retry }),
             Err(unwritten) => {
                 let content = Content::Event(Box::new(unwritten.event));
-                Err((Parcel { content, dropped: None, retry }, unwritten.reason))
+                Err(Box::new((Parcel { content, dropped: None, retry }, unwritten.reason)))
             }
         }
     }

@@ -13,6 +13,7 @@
 //! Each test has a server of its own. Nothing here waits for a time: it waits for a condition, until [`PATIENCE`] ends.
 
 #![allow(dead_code, unused_imports, reason = "not every bus can do everything")]
+#![allow(clippy::result_large_err, reason = "what is waited for says how it stands")]
 
 mod bodies;
 mod feed;

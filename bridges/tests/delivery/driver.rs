@@ -383,7 +383,7 @@ async fn letters_are_written_anew_for_a_smaller_limit() {
     setup.server.die();
     setup.server.limits(Limits { letter_bytes: 5000, in_flight: 1 });
     settle().await;
-    setup.server.let_receipts_go(|receipts| receipts.clear());
+    setup.server.let_receipts_go(Vec::clear);
     setup.server.revive();
     until("all are confirmed", || setup.log.cursor() == 3).await;
     let arrivals = setup.server.arrivals();

@@ -178,7 +178,7 @@ impl FileStore {
     pub(super) fn heads(&mut self, numbers: impl Iterator<Item = u64>) -> Result<Vec<Option<Head>>, DeadLettersError> {
         self.using("read", |database| {
             let heads = database.begin_read()?.open_table(HEADS)?;
-            numbers.map(|number| Ok(heads.get(number)?.map(|head| of_json(head.value())).transpose()?)).collect()
+            numbers.map(|number| heads.get(number)?.map(|head| of_json(head.value())).transpose()).collect()
         })
     }
 
