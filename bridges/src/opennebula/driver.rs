@@ -175,6 +175,12 @@ impl Parser {
         Ok(input)
     }
 
+    /// The event whose content came by another way than a line: the base64 text alone. It is what [`line`](Parser::line) makes of
+    /// `EXECUTE  -1 <content>`, always an [`Input::Message`].
+    pub fn content(&mut self, content: Bytes) -> Input {
+        self.event(content, 0)
+    }
+
     /// The event in a content, for those who want to show more of it than its keys: decoded, with its header read.
     pub fn event_of(&mut self, content: &[u8]) -> Event<'_> {
         self.events.decode(content);

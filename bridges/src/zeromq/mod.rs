@@ -27,6 +27,7 @@
 //! | `publisher.rs`, `peer.rs`, `filters.rs`, `outbound.rs` | the PUB side |
 //! | `logger.rs`, `message.rs` | the REP side |
 //! | `client.rs` | SUB and REQ |
+//! | `source.rs` | another driver's publisher as a source of events |
 //!
 //! # Queues and limits
 //!
@@ -53,7 +54,8 @@
 //! - **Repetition**: none. A message goes out once for each key that matched, however many filters match that key.
 //! - **Delay**: a filter works from the moment it is read. What was published before is not sent, as with any PUB
 //!   socket.
-//! - The logger and the clients state theirs in [`Logger`], [`SubClient`] and [`ReqClient`].
+//! - The logger and the clients state theirs in [`Logger`], [`SubClient`] and [`ReqClient`]; `ZeromqSource` (with the feature
+//!   `cloudevents`) in its file.
 //!
 //! # What is absent on purpose
 //!
@@ -73,6 +75,8 @@ mod peer;
 mod publisher;
 mod quiet;
 mod server;
+#[cfg(feature = "cloudevents")]
+mod source;
 mod transport;
 
 pub use client::{ClientOptions, ReqClient, RequestError, SubClient, SubEvent};
@@ -82,3 +86,5 @@ pub use logger::{ACK, Logger, LoggerOptions, Request};
 pub use message::Frames;
 pub use outbound::GAP_KEY;
 pub use publisher::{PeerStatus, Publisher, PublisherOptions};
+#[cfg(feature = "cloudevents")]
+pub use source::{SOURCE_PREFIXES, SourceState, ZeromqSource, ZeromqSourceOptions, ZeromqSourceStatus};

@@ -6,4 +6,6 @@
 mod client;
 mod logger;
 mod publisher;
+#[cfg(feature = "cloudevents")]
+mod source;
 mod support;
