@@ -37,7 +37,8 @@
 //!
 //! In MQTT 5 the content type is set, and in binary mode the event's attributes are user properties under their own names, as the MQTT
 //! binding of CloudEvents says. In the formats `raw` and `base64`, whose bodies don't tell who they are, there are the user properties `id`,
-//! `source`, `type` and `time`, by which repetitions can be told. Messages don't expire. MQTT 3.1.1 has none of it: it carries structured mode,
+//! `source`, `type` and `time`, by which repetitions can be told. What an operator sends again has the user property `hookbusreplay`, its
+//! number, so that a consumer that drops repetitions can let it pass. Messages don't expire. MQTT 3.1.1 has none of it: it carries structured mode,
 //! or bodies alone.
 //!
 //! # Status topic
@@ -66,6 +67,10 @@
 //!   ends is lost, as is what an access rule forbids; nobody is told.
 //! - **Confirmed** means that the server has it as safely as it keeps anything. mosquitto confirms what it holds in memory: what it queued
 //!   for absent subscribers is lost when it is killed, unless it has saved since (`autosave_interval`).
+//!   And 2.0.11 was seen to lose, after an orderly restart, what it had confirmed for a session that it restored with messages in flight and
+//!   whose subscriber came back later than we. A subscriber that must have everything stays connected, or reads what is retained.
+//! - **mosquitto 2.0 with `max_queued_messages 0`** ends the connection after each message that it refuses, and the refusal may be lost with it; the letter
+//!   is then sent again. Write a large number instead of 0.
 //! - **Repeated**: what was on its way when a connection ended is sent again, with the same id, and not marked as a duplicate (DUP), which
 //!   belongs to sessions.
 //! - **Order**: as handed over, on one connection. Over a repetition the order by first arrival stays; a state topic may go back for a

@@ -14,6 +14,9 @@ use super::state::StateTopic;
 use super::status;
 use super::window::Message;
 
+/// What stands in a letter's id before the number of an operator's retry.
+pub(super) const REPLAY: &str = ";replay=";
+
 /// An MQTT server as a bus.
 #[derive(Debug)]
 pub struct MqttBus {
@@ -197,20 +200,32 @@ impl MqttSender {
         }
     }
 
-    /// What a repetition can be told by where body and attributes don't say it.
+    /// The user properties, where they are not the letter's attributes as they are: who the event is where the body doesn't say it,
+    /// and that an operator has sent it again.
     fn properties_of(&self, letter: &Letter) -> Option<Vec<(Box<str>, Box<str>)>> {
-        let says_it = !letter.attributes.is_empty() || letter.content_type.starts_with("application/cloudevents");
-        if says_it || self.options.version == Version::V311 {
+        if self.options.version == Version::V311 {
             return None;
         }
-        let time = i64::try_from(letter.event.time().as_millis()).unwrap_or(i64::MAX);
-        let time = jiff::Timestamp::from_millisecond(time).unwrap_or(jiff::Timestamp::MAX);
-        Some(vec![
-            ("id".into(), letter.id.clone()),
-            ("source".into(), letter.source.clone()),
-            ("type".into(), letter.kind.clone()),
-            ("time".into(), format!("{time:.3}").into()),
-        ])
+        let says_it = !letter.attributes.is_empty() || letter.content_type.starts_with("application/cloudevents");
+        let replay = letter.id.rsplit_once(REPLAY);
+        if says_it && replay.is_none() {
+            return None;
+        }
+        let mut properties = letter.attributes.clone();
+        if !says_it {
+            let time = i64::try_from(letter.event.time().as_millis()).unwrap_or(i64::MAX);
+            let time = jiff::Timestamp::from_millisecond(time).unwrap_or(jiff::Timestamp::MAX);
+            properties.extend([
+                ("id".into(), replay.map_or(&*letter.id, |(id, _)| id).into()),
+                ("source".into(), letter.source.clone()),
+                ("type".into(), letter.kind.clone()),
+                ("time".into(), format!("{time:.3}").into()),
+            ]);
+        }
+        if let Some((_, number)) = replay {
+            properties.push(("hookbusreplay".into(), number.into()));
+        }
+        Some(properties)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Topics that hold the current state of an object.
 
+use super::outbound::REPLAY;
 use crate::cloudevents;
 use crate::delivery::Letter;
 use crate::opennebula::{Document, Element};
@@ -29,7 +30,7 @@ impl StateTopic {
     /// The keys decide, since only OpenNebula's own sources can publish these; the parts of the name are taken for the topic,
     /// since they are encoded already.
     pub(super) fn of(letter: &Letter) -> Option<Self> {
-        if letter.id.contains(";replay=") {
+        if letter.id.contains(REPLAY) {
             return None;
         }
         let parts: Vec<&str> = letter.name.parts().collect();

@@ -3,6 +3,9 @@
 #![cfg(feature = "mqtt")]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
+#[path = "../contract/mod.rs"]
+#[macro_use]
+mod contract;
 #[path = "../servers/mod.rs"]
 mod servers;
 
@@ -10,5 +13,6 @@ mod confirm;
 mod limits;
 mod outages;
 mod security;
+mod suite;
 mod support;
 mod topics;

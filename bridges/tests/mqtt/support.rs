@@ -131,7 +131,7 @@ impl Letters {
     pub(crate) async fn replay_of(&mut self, message: Message, replay: Option<u64>) -> Letter {
         self.broker.publish_now(message).unwrap();
         let event = self.events.recv().await.unwrap().message().unwrap();
-        self.writer.write(&event, None, replay, Limits::default()).unwrap()
+        self.writer.write(event, None, replay, Limits::default()).unwrap()
     }
 
     /// Small events published by hand, whose data is their number.
