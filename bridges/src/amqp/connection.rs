@@ -3,7 +3,7 @@
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use lapin::options::{ConfirmSelectOptions, ExchangeDeclareOptions};
@@ -26,16 +26,15 @@ use crate::tls::TlsOptions;
 #[derive(Debug)]
 pub struct AmqpBus {
     options: AmqpOptions,
+    /// How much the server takes; a smaller limit is learned from its complaints.
     max_message_bytes: Arc<AtomicUsize>,
-    /// Whether the server has ever confirmed anything: then it is no fault of the account's when it refuses one message.
-    confirmed: Arc<AtomicBool>,
 }
 
 impl AmqpBus {
     /// A bus; nothing happens before it is told to connect.
     pub fn new(options: AmqpOptions) -> Self {
         let max_message_bytes = Arc::new(AtomicUsize::new(options.max_message_bytes));
-        AmqpBus { options, max_message_bytes, confirmed: Arc::default() }
+        AmqpBus { options, max_message_bytes }
     }
 }
 
@@ -116,14 +115,8 @@ impl Bus for AmqpBus {
             max_message_bytes: self.max_message_bytes.clone(),
             published,
         };
-        let receipts = AmqpReceipts::new(
-            link,
-            Box::pin(events),
-            publishing,
-            options.unroutable,
-            self.max_message_bytes.clone(),
-            self.confirmed.clone(),
-        );
+        let receipts =
+            AmqpReceipts::new(link, Box::pin(events), publishing, options.unroutable, self.max_message_bytes.clone());
         Ok((sender, receipts))
     }
 }

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use futures_util::stream::{FuturesUnordered, Stream};
@@ -46,7 +46,6 @@ pub struct AmqpReceipts {
     in_flight: VecDeque<InFlight>,
     unroutable: Unroutable,
     max_message_bytes: Arc<AtomicUsize>,
-    confirmed: Arc<AtomicBool>,
     /// What was told last about being blocked.
     blocked: bool,
     fault: Option<Fault>,
@@ -105,7 +104,6 @@ impl AmqpReceipts {
         publishing: mpsc::UnboundedReceiver<Published>,
         unroutable: Unroutable,
         max_message_bytes: Arc<AtomicUsize>,
-        confirmed: Arc<AtomicBool>,
     ) -> Self {
         AmqpReceipts {
             link,
@@ -115,7 +113,6 @@ impl AmqpReceipts {
             in_flight: VecDeque::new(),
             unroutable,
             max_message_bytes,
-            confirmed,
             blocked: false,
             fault: None,
         }
@@ -193,7 +190,6 @@ impl AmqpReceipts {
     fn settle(&mut self, ready: Ready, into: &mut Vec<Receipt>) {
         for ticket in ready.confirmed {
             let Some(state) = self.take_out(ticket) else { continue };
-            self.confirmed.store(true, Ordering::Relaxed);
             into.push(match (state, self.unroutable) {
                 (State::Returned, Unroutable::Ignore) => Receipt::Unroutable(ticket),
                 (State::Returned, Unroutable::Reject) => {
@@ -232,9 +228,7 @@ impl AmqpReceipts {
         let guilty: Vec<Ticket> = if let Some(limit) = error::max_size(&words) {
             self.max_message_bytes.fetch_min(limit, Ordering::Relaxed);
             self.waiting(|message| message.body_bytes > limit)
-        } else if let Some(topic) = error::denied_topic(&words)
-            && self.confirmed.load(Ordering::Relaxed)
-        {
+        } else if let Some(topic) = error::denied_topic(&words) {
             self.waiting(|message| message.routing_key.as_str() == topic)
         } else {
             Vec::new()

@@ -25,7 +25,7 @@ pub async fn letters<B: Bus>(format: Format, events: impl IntoIterator<Item = (S
     for (key, payload) in events {
         broker.publish(Message::new(key, payload)).await.unwrap();
         let event = subscription.recv().await.unwrap().message().unwrap();
-        letters.push(writer.write(&event, None, None, Limits::default()).unwrap());
+        letters.push(writer.write(event, None, None, Limits::default()).unwrap());
     }
     letters
 }

@@ -6,8 +6,12 @@
 mod direct;
 #[path = "../servers/mod.rs"]
 mod servers;
+#[path = "../contract/mod.rs"]
+#[macro_use]
+mod contract;
 
 mod arrivals;
+mod ledger;
 mod login;
 mod outages;
 mod refusals;

@@ -3,7 +3,7 @@
 //!
 //! A server can be killed ([`Process::kill`]), asked to end ([`Process::terminate`]), stopped and continued as a whole, and started
 //! again on the same port with the same files. It is in a process group of its own, and a guard (a shell that waits for the end of
-//! a pipe) ends that group when the test program dies without having said so.
+//! a pipe) ends that group, and removes its files, when the test program dies without having said so.
 
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a test that can't start its server fails")]
@@ -17,7 +17,7 @@ use std::fmt::Display;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -65,14 +65,16 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a command in a process group of its own; what it says goes to the end of the file `log`.
+    /// Starts a command in a process group of its own; what it says goes to the end of the file `log`, which is in the temporary
+    /// directory that is the server's alone.
     pub fn start(name: &str, command: &mut Command, log: PathBuf) -> Self {
         let file = File::options().create(true).append(true).open(&log).unwrap();
         command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file).process_group(0);
         let child = command.spawn().unwrap_or_else(|error| panic!("{name} can't be started: {error}"));
         // The guard holds one end of a pipe, we the other: when we are gone, it reads the end and acts.
         let guard = Command::new("sh")
-            .args(["-c", &format!("cat >/dev/null; kill -KILL -{} 2>/dev/null", child.id())])
+            .args(["-c", &format!("cat >/dev/null; kill -KILL -{} 2>/dev/null; rm -rf \"$0\"", child.id())])
+            .arg(server_dir(&log))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -130,6 +132,13 @@ impl Process {
     fn signal(&self, signal: Signal) {
         killpg(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
+}
+
+/// The directory of a server, which its log is in; never one that tests don't make.
+fn server_dir(log: &Path) -> &Path {
+    let dir = log.parent().unwrap();
+    assert!(dir.parent() == Some(std::env::temp_dir().as_path()), "{} is not for a server alone", dir.display());
+    dir
 }
 
 impl Drop for Process {

@@ -4,9 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{Process, free_port, wait_for_port};
+use super::{Process, free_port, wait_for_port, wait_until};
 
 /// A nats-server with JetStream. Its streams are kept over [`restart`](NatsServer::restart).
 #[derive(Debug)]
@@ -54,12 +56,19 @@ impl NatsServer {
         wait_for_port(&mut self.process, self.port);
     }
 
-    /// Replaces its configuration's further lines; they count from the next start.
-    pub fn configure(&self, configuration: &str) {
+    /// Replaces its configuration's further lines; the server reads them now.
+    pub fn reconfigure(&mut self, configuration: &str) {
+        let reloads = |log: &str| log.matches("Reloaded server configuration").count();
+        let before = reloads(&self.process.log());
         let path = self.dir.path().join("nats.conf");
         let text = fs::read_to_string(&path).unwrap();
         let own: Vec<&str> = text.lines().take(2).collect();
         fs::write(path, format!("{}\n{configuration}\n", own.join("\n"))).unwrap();
+        let id = Pid::from_raw(self.process.id().cast_signed());
+        kill(id, Signal::SIGHUP).unwrap();
+        wait_until("nats-server to read its configuration", || {
+            if reloads(&self.process.log()) > before { Ok(()) } else { Err(self.process.log()) }
+        });
     }
 }
 
