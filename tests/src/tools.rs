@@ -10,12 +10,14 @@ use std::process::{Command, Stdio};
 /// A tool that tests need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tool {
-    /// `/usr/bin/python3` with pyzmq (Debian: python3-zmq).
+    /// `/usr/bin/python3` with pyzmq, paho and pika (Debian: python3-zmq, python3-paho-mqtt, python3-pika).
     Python,
     /// `/usr/bin/ruby` with ffi-rzmq (Debian: ruby-ffi-rzmq).
     Ruby,
-    /// `node` with the package zeromq below `target/node` (put there by `tests/run`).
+    /// `node` with the packages zeromq, mqtt and amqplib below `target/node` (put there by `tests/run`).
     Node,
+    /// `/usr/bin/python3` with nats-py, its own or below `target/python` (put there by `tests/run`).
+    NatsPy,
 }
 
 impl Tool {
@@ -24,6 +26,7 @@ impl Tool {
             Self::Python => "python",
             Self::Ruby => "ruby",
             Self::Node => "node",
+            Self::NatsPy => "nats-py",
         }
     }
 
@@ -31,12 +34,18 @@ impl Tool {
     #[must_use]
     pub fn command(self) -> Command {
         let mut command = Command::new(match self {
-            Self::Python => "/usr/bin/python3",
+            Self::Python | Self::NatsPy => "/usr/bin/python3",
             Self::Ruby => "/usr/bin/ruby",
             Self::Node => "node",
         });
-        if self == Self::Node {
-            command.env("NODE_PATH", node_modules());
+        match self {
+            Self::Node => {
+                command.env("NODE_PATH", workspace().join("target/node/node_modules"));
+            }
+            Self::NatsPy => {
+                command.env("PYTHONPATH", workspace().join("target/python"));
+            }
+            Self::Python | Self::Ruby => {}
         }
         command
     }
@@ -50,14 +59,15 @@ impl Tool {
             return false;
         }
         let check: &[&str] = match self {
-            Self::Python => &["-c", "import zmq"],
+            Self::Python => &["-c", "import zmq, paho.mqtt.client, pika"],
             Self::Ruby => &["-e", "require 'ffi-rzmq'"],
-            Self::Node => &["-e", "require('zeromq')"],
+            Self::Node => &["-e", "require('zeromq'); require('mqtt'); require('amqplib')"],
+            Self::NatsPy => &["-c", "import nats"],
         };
         let found = self.command().args(check).stdin(Stdio::null()).stderr(Stdio::null()).status();
         assert!(
             found.is_ok_and(|status| status.success()),
-            "{} with its ZeroMQ library isn't installed: run tests/run, which installs it, or set \
+            "{} with its libraries isn't installed: run tests/run, which installs it, or set \
              HOOKBUS_TESTS_WITHOUT={} to leave out what needs it",
             self.name(),
             self.name()
@@ -77,8 +87,4 @@ pub fn workspace() -> PathBuf {
 #[must_use]
 pub fn script(name: &str) -> PathBuf {
     workspace().join("tests/peers").join(name)
-}
-
-fn node_modules() -> PathBuf {
-    workspace().join("target/node/node_modules")
 }
