@@ -19,6 +19,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,9 +29,22 @@ use nix::unistd::Pid;
 /// How long a test waits for what should come soon. Long, because the machine may be busy; a test that passes never waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A port of 127.0.0.1 that was free a moment ago.
+/// A port of 127.0.0.1 that was free a moment ago, and is handed out once in the life of the process. It is below the range from
+/// which Linux takes the local ports of outgoing connections: one of those might be on it while its server is down, and a client that
+/// tries again and again would in the end connect to itself.
 pub fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 22_000;
+    for _ in 0..COUNT {
+        // Test programs that run at the same time begin at different places, and far from what tests/src/ports.rs gives them.
+        let number = std::process::id().wrapping_mul(97).wrapping_add(COUNT / 2 + NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FIRST + number % COUNT).unwrap();
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free TCP port between {FIRST} and {}", FIRST + COUNT);
 }
 
 /// Asks again and again until `ask` answers with `Ok`; panics after [`PATIENCE`] with `what` and what `ask` saw last.
