@@ -14,21 +14,30 @@
 //! - `/usr/bin/python3`, `/usr/bin/ruby` and `node` are needed with their ZeroMQ libraries; `tests/run` installs them. A test
 //!   whose tool is absent fails, unless `HOOKBUS_TESTS_WITHOUT` names the tool (see [`tools`]).
 
+pub mod bus;
+pub mod collector;
 mod deadline;
 pub mod events;
 pub mod fixtures;
 mod hm;
+pub mod load;
 mod netns;
 mod peer;
 pub mod ports;
 mod program;
 mod serve;
+// Bridges are tested in their own crate, too, against the same servers.
+#[path = "../../bridges/tests/servers/mod.rs"]
+pub mod servers;
 mod tap;
 pub mod tools;
 
+pub use bus::{Kind, Server};
+pub use collector::{Collector, check_delivery};
 pub use deadline::{Deadline, wait_until};
 pub use events::Event;
 pub use hm::{Feed, Hm, HmOptions};
+pub use load::{Acknowledged, Load, LoadOptions};
 pub use netns::NetworkNamespace;
 pub use peer::{Message, Peer, PeerOptions, assert_same};
 pub use program::{Launched, Launcher, Pipe, hookbus};
