@@ -295,6 +295,7 @@ impl AmqpReceipts {
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is taken apart at once")]
 enum Woken {
     Published(Option<Published>),
     Confirm(Ticket, Result<Confirmation, Error>),

@@ -21,6 +21,12 @@ pub struct Certificate {
     pub key: PathBuf,
 }
 
+impl Default for Authority {
+    fn default() -> Self {
+        Authority::new()
+    }
+}
+
 impl Authority {
     /// A new one.
     pub fn new() -> Self {
