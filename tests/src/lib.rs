@@ -27,6 +27,7 @@ pub mod ports;
 mod program;
 mod serve;
 // Bridges are tested in their own crate, too, against the same servers.
+#[allow(clippy::new_without_default, reason = "there they are not public")]
 #[path = "../../bridges/tests/servers/mod.rs"]
 pub mod servers;
 mod tap;
