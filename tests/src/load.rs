@@ -59,6 +59,8 @@ pub struct Load {
 struct Shared {
     socket: PathBuf,
     options: LoadOptions,
+    /// In the ids of imported events: no two loads share ids, which a bus would take for repetitions.
+    run: u64,
     numbers: AtomicU64,
     /// They rest while this many events, or a few more, are acknowledged.
     allowed: AtomicU64,
@@ -75,6 +77,7 @@ impl Load {
         let shared = Arc::new(Shared {
             socket: socket.to_owned(),
             options,
+            run: fastrand::u64(..),
             numbers: AtomicU64::new(0),
             allowed: AtomicU64::new(0),
             acknowledged: Mutex::default(),
@@ -194,7 +197,7 @@ impl Shared {
                     .post(&format!("content-type: application/json\r\nce-hookbuskey: load/{}\r\n", first % 100), &body)
             } else {
                 let event = |number: u64| {
-                    json!({"specversion": "1.0", "id": format!("load-{number}"), "source": "/load", "type": "load",
+                    json!({"specversion": "1.0", "id": format!("load-{:x}-{number}", self.run), "source": "/load", "type": "load",
                            "hookbuskey": format!("load/{}", number % 100), "datacontenttype": "application/json",
                            "data": {"number": number, "note": note}})
                 };
