@@ -2,6 +2,7 @@
 //! back.
 
 #![cfg(feature = "amqp")]
+#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 #[path = "../direct/mod.rs"]
 mod direct;

@@ -21,7 +21,7 @@ const COUNT: usize = 20_000;
 async fn a_server_that_goes_away() {
     let mut server = block_in_place(RabbitMq::start);
     queue(&server, "hookbus", &["#"], FieldTable::default()).await;
-    nothing_is_lost(&mut server, |server| server.restart()).await;
+    nothing_is_lost(&mut server, super::servers::rabbitmq::RabbitMq::restart).await;
     nothing_is_lost(&mut server, |server| {
         server.process.stop();
         std::thread::sleep(Duration::from_secs(3)); // the outage itself

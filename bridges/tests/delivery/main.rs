@@ -2,7 +2,7 @@
 //! can show.
 
 #![cfg(feature = "delivery")]
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
 
 #[path = "../contract/mod.rs"]
 #[macro_use]

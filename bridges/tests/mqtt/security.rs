@@ -12,10 +12,7 @@ const VERSIONS: [Version; 2] = [Version::V5, Version::V311];
 
 /// Why it is not let in. A server may also let the handshake pass, and end the connection after it.
 async fn refusal(options: MqttOptions) -> String {
-    let fault = match soon("an answer", try_connect(options)).await {
-        Err(fault) => fault,
-        Ok(_) => panic!("it was let in"),
-    };
+    let Err(fault) = soon("an answer", try_connect(options)).await else { panic!("it was let in") };
     assert!(fault.needs_help, "{fault}");
     fault.reason
 }

@@ -124,7 +124,7 @@ fn now() -> u64 {
 }
 
 /// A JWT as nsc makes it.
-fn jwt(subject: &KeyPair, issuer: &KeyPair, nats: Value, expires: Option<u64>) -> String {
+fn jwt(subject: &KeyPair, issuer: &KeyPair, nats: &Value, expires: Option<u64>) -> String {
     let mut claims =
         json!({ "iat": now(), "iss": issuer.public_key(), "sub": subject.public_key(), "name": "test", "nats": nats });
     claims["jti"] = json!("UNCHECKED");

@@ -1,6 +1,7 @@
 //! The NATS bridge against a real nats-server.
 
 #![cfg(feature = "nats")]
+#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 #[path = "../direct/mod.rs"]
 mod direct;
@@ -58,5 +59,5 @@ async fn stored(server: &NatsServer) -> Vec<Message> {
 }
 
 fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
-    message.headers.as_ref()?.get(name).map(|value| value.as_str())
+    message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str)
 }

@@ -83,7 +83,7 @@ async fn end(bridge: BridgeHandle, patience: Duration) {
     match (left.events, left.durable) {
         (0, _) => tracing::info!("bridge `{name}`: everything is delivered"),
         (events, true) => {
-            tracing::info!("bridge `{name}`: {events} events are not confirmed; they are sent after the next start")
+            tracing::info!("bridge `{name}`: {events} events are not confirmed; they are sent after the next start");
         }
         (events, false) => tracing::warn!("bridge `{name}`: {events} events could not be delivered and are lost"),
     }

@@ -174,6 +174,7 @@ fn not_yet() -> Problem {
     Problem::unavailable("the bridges are starting or ending", 1)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "what map_err hands over")]
 fn failed(error: DeadLettersError) -> Problem {
     Problem::unavailable(error.to_string(), 5)
 }
