@@ -97,6 +97,7 @@ impl Bus for AmqpBus {
             Err(_) => return Err(Fault::passing(format!("{place} doesn't answer"))),
         };
         let events = connection.events_listener();
+        let blocked_before = connection.status().blocked();
         let opening = open(&connection, &exchange);
         let channel = match timeout(step, opening).await {
             Ok(Ok(channel)) => channel,
@@ -115,8 +116,14 @@ impl Bus for AmqpBus {
             max_message_bytes: self.max_message_bytes.clone(),
             published,
         };
-        let receipts =
-            AmqpReceipts::new(link, Box::pin(events), publishing, options.unroutable, self.max_message_bytes.clone());
+        let receipts = AmqpReceipts::new(
+            link,
+            Box::pin(events),
+            publishing,
+            options.unroutable,
+            self.max_message_bytes.clone(),
+            blocked_before,
+        );
         Ok((sender, receipts))
     }
 }

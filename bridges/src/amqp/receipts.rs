@@ -48,6 +48,8 @@ pub struct AmqpReceipts {
     max_message_bytes: Arc<AtomicUsize>,
     /// What was told last about being blocked.
     blocked: bool,
+    /// Whether it was so before anybody listened for it; the server's reason is gone then.
+    blocked_before: bool,
     fault: Option<Fault>,
 }
 
@@ -104,6 +106,7 @@ impl AmqpReceipts {
         publishing: mpsc::UnboundedReceiver<Published>,
         unroutable: Unroutable,
         max_message_bytes: Arc<AtomicUsize>,
+        blocked_before: bool,
     ) -> Self {
         AmqpReceipts {
             link,
@@ -114,6 +117,7 @@ impl AmqpReceipts {
             unroutable,
             max_message_bytes,
             blocked: false,
+            blocked_before,
             fault: None,
         }
     }
@@ -305,8 +309,7 @@ enum Woken {
 impl Receipts for AmqpReceipts {
     async fn next(&mut self, into: &mut Vec<Receipt>) -> Result<(), Fault> {
         let before = into.len();
-        if !self.blocked && self.link.connection.status().blocked() {
-            // It was so before anybody listened.
+        if std::mem::take(&mut self.blocked_before) {
             self.block(Some("the server blocks connections that publish".into()), into);
         }
         loop {
