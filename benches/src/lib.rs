@@ -11,11 +11,14 @@
 //! - [`inproc`]: fan-out between threads and tasks of one process.
 //! - [`corpus`]: what a real oned wrote, and what must come of it.
 //! - `hm`: oned's driver, from its standard input to ZeroMQ subscribers (feature `libzmq`).
+//! - `buses`: bridges against the client libraries that they use (feature `buses`).
 //! - [`report`]: rounds in, tables and JSON out.
 //! - [`machine`]: where it ran, and what was compared.
 //!
 //! Micro benchmarks of single operations are in `benches/`; they need no peer.
 
+#[cfg(feature = "buses")]
+pub mod buses;
 pub mod corpus;
 #[cfg(feature = "libzmq")]
 pub mod hm;
@@ -24,3 +27,6 @@ pub mod inproc;
 pub mod libzmq;
 pub mod machine;
 pub mod report;
+#[cfg(feature = "buses")]
+#[path = "../../bridges/tests/servers/mod.rs"]
+mod servers;

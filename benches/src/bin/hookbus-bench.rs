@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+#[cfg(feature = "buses")]
+use hookbus_benches::buses;
 #[cfg(feature = "libzmq")]
 use hookbus_benches::hm;
 use hookbus_benches::inproc;
@@ -23,6 +25,10 @@ struct Cli {
 enum Command {
     /// Fan-out between threads and tasks of one process, against channels and libzmq
     Inproc(Inproc),
+
+    /// Bridges with their guarantee, against the client libraries that they use, each with a real server
+    #[cfg(feature = "buses")]
+    Bridges(Bridges),
 
     /// oned's driver, from standard input to ZeroMQ subscribers, against a plain loop over libzmq
     #[cfg(feature = "libzmq")]
@@ -72,6 +78,33 @@ struct Inproc {
     payload_bytes: usize,
 
     /// Only contenders whose name contains one of these
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+}
+
+#[cfg(feature = "buses")]
+#[derive(Args)]
+struct Bridges {
+    #[command(flatten)]
+    output: Output,
+
+    /// Rounds for each bus, ours and the library's in each
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+
+    /// Events of a round
+    #[arg(long, default_value_t = 50_000)]
+    events: usize,
+
+    /// Size of the payload
+    #[arg(long, default_value_t = 2048)]
+    payload_bytes: usize,
+
+    /// Events that may be unconfirmed
+    #[arg(long, default_value_t = 1000)]
+    window: usize,
+
+    /// Only these: nats, mqtt, amqp
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -142,6 +175,8 @@ struct Sub {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Inproc(args) => inproc(&args),
+        #[cfg(feature = "buses")]
+        Command::Bridges(args) => bridges(&args),
         #[cfg(feature = "libzmq")]
         Command::Hm(args) => hm(&args),
         #[cfg(feature = "libzmq")]
@@ -173,6 +208,21 @@ fn inproc(args: &Inproc) -> Result<(), Box<dyn Error>> {
     let workload = inproc::Workload::new(args.payload_bytes, Duration::from_millis(round_ms));
     let mut report = Report::new();
     inproc::compare(&mut report, &contenders, &workload, &args.subscribers, rounds, progress)?;
+    finish(&report, &args.output)
+}
+
+#[cfg(feature = "buses")]
+fn bridges(args: &Bridges) -> Result<(), Box<dyn Error>> {
+    let quick = args.output.quick;
+    let workload = buses::Workload {
+        events: if quick { 500 } else { args.events },
+        payload: vec![b'x'; args.payload_bytes].into(),
+        window: args.window,
+    };
+    let rounds = if quick { 1 } else { args.rounds };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut report = Report::new();
+    runtime.block_on(buses::compare(&mut report, &workload, &args.only, rounds, progress))?;
     finish(&report, &args.output)
 }
 
