@@ -96,14 +96,19 @@ impl Bus for AmqpBus {
             Ok(Err(error)) => return Err(error::not_connected(&place, &error)),
             Err(_) => return Err(Fault::passing(format!("{place} doesn't answer"))),
         };
-        let events = connection.events_listener();
-        let blocked_before = connection.status().blocked();
         let opening = open(&connection, &exchange);
         let channel = match timeout(step, opening).await {
             Ok(Ok(channel)) => channel,
             Ok(Err(error)) => return Err(error::not_connected(&place, &error)),
             Err(_) => return Err(Fault::passing(format!("{place} doesn't answer"))),
         };
+        // Only now: an exchange that was looked for in vain is told as an error of the connection, too.
+        let events = connection.events_listener();
+        let blocked_before = connection.status().blocked();
+        if !channel.status().connected() {
+            // It ended before anybody listened.
+            return Err(Fault::passing(format!("the connection to {place} is gone")));
+        }
         if !channel.status().confirm() {
             return Err(Fault::needs_help(format!("{place} doesn't confirm what is published")));
         }
