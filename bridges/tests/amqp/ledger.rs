@@ -130,7 +130,7 @@ async fn read(url: &str, queue: &str, arrivals: &mut Vec<Arrival>) -> lapin::Res
 fn arrival(message: &BasicGetMessage) -> Arrival {
     let properties = &message.properties;
     let mut attributes = Vec::new();
-    for (name, value) in properties.headers().iter().flat_map(|headers| headers.inner()) {
+    for (name, value) in properties.headers().iter().flat_map(lapin::types::FieldTable::inner) {
         let AMQPValue::LongString(value) = value else { panic!("the header {name} is {value:?}") };
         attributes.push((name.as_str().strip_prefix("cloudEvents_").unwrap().to_owned(), value.to_string()));
     }

@@ -82,13 +82,13 @@ async fn nkey() {
 #[tokio::test(flavor = "multi_thread")]
 async fn credentials() {
     let (operator, account, user) = (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_user());
-    let of_operator = jwt(&operator, &operator, json!({ "type": "operator", "version": 2 }), None);
+    let of_operator = jwt(&operator, &operator, &json!({ "type": "operator", "version": 2 }), None);
     let of_account = |account, storage: i64| {
         let limits = json!({
             "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
             "mem_storage": storage, "disk_storage": storage, "streams": storage, "consumer": storage,
         });
-        jwt(account, &operator, json!({ "type": "account", "version": 2, "limits": limits }), None)
+        jwt(account, &operator, &json!({ "type": "account", "version": 2, "limits": limits }), None)
     };
     let system = KeyPair::new_account();
     let server = NatsServer::start_with(&format!(
@@ -101,7 +101,7 @@ async fn credentials() {
     ));
     let claims = json!({ "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1 });
     let creds = |expires: Option<u64>, signed_by: &KeyPair| {
-        let jwt = jwt(&user, signed_by, claims.clone(), expires);
+        let jwt = jwt(&user, signed_by, &claims, expires);
         format!(
             "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n\
              -----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
