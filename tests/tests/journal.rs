@@ -1,0 +1,160 @@
+//! The journal as operators and scripts meet it: the past read again, cursors, dead letters.
+
+use std::process::Output;
+
+use hookbus_tests::servers::nats::NatsServer;
+use hookbus_tests::{Home, wait_until};
+use serde_json::Value;
+
+const JOURNAL: &str = "[journal]\nenabled = true\nmax_bytes = \"16MiB\"\n";
+
+fn text(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_str(&text(output)).expect("JSON")
+}
+
+fn refused(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8(output.stderr.clone()).expect("text")
+}
+
+/// What was published is read again: from the start, from an offset, by who comes back, also after a daemon was killed.
+#[test]
+fn the_past_can_be_read_again() {
+    let home = Home::new(JOURNAL);
+    let mut serve = home.serve();
+    let mut ids = Vec::new();
+    for number in 0..5 {
+        ids.push(home.publish(&format!("past/{number}"), format!("{number}").as_bytes())["id"].clone());
+    }
+    serve.program.kill();
+    let serve = home.serve();
+    ids.push(home.publish("past/5", b"5")["id"].clone());
+
+    let mut all = home.follow("from=earliest&prefix=past%2F");
+    for (number, id) in ids.iter().enumerate() {
+        let event = all.event();
+        assert_eq!((&event.data["id"], &event.data["data"]), (id, &Value::from(number.to_string())), "{event:?}");
+    }
+    home.publish("past/6", b"6");
+    let last = all.event();
+    assert_eq!(last.data["data"], "6", "it goes on with what is new");
+
+    let some = home.run(&["tail", "-o", "json", "--from", "3", "--count", "2", "past/"]);
+    let numbers: Vec<Value> =
+        text(&some).lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")["data"].clone()).collect();
+    assert_eq!(numbers, ["2", "3"], "offsets begin at 1");
+    assert_eq!(text(&home.run(&["tail", "-o", "raw", "--from", "1h", "--count", "1"])), "0\n");
+
+    // Who comes back goes on behind what it has seen, with no gap.
+    let mut back = home.curl_command("/v1/events", &["--no-buffer", "--max-time", "20", "-H", "Last-Event-ID: 4"]);
+    let mut back = back.stdout(std::process::Stdio::piped()).spawn().expect("curl is installed");
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(back.stdout.take().expect("it was piped")));
+    let heard: Vec<String> = lines
+        .map(|line| line.expect("text"))
+        .filter(|line| line.starts_with("id:") || line.contains("gap"))
+        .take(2)
+        .collect();
+    assert_eq!((&*heard[0], &*heard[1]), ("id: 5", &*format!("id: {}", last_but_one(&last.id))));
+    back.kill().expect("it runs");
+    back.wait().expect("it was killed");
+
+    let status = home.status();
+    assert_eq!(status["journal"]["damage"], serde_json::json!([]));
+    assert!(text(&home.run(&["status"])).contains("journal"));
+    serve.stop();
+}
+
+fn last_but_one(id: &str) -> u64 {
+    id.parse::<u64>().expect("an offset") - 1
+}
+
+/// A bridge goes on where it was. A cursor that nothing uses any more is shown, and can be deleted; one in use can't.
+#[test]
+fn a_cursor_outlives_its_bridge_until_it_is_deleted() {
+    let server = NatsServer::start();
+    let bridge = format!("[[bridge]]\nname = \"ops\"\ntype = \"nats\"\nurl = \"{}\"\n", server.url());
+    let home = Home::new(&bridge);
+    let serve = home.serve();
+    home.publish("a/b", b"x");
+    home.until_bridge("ops", "to have delivered it", |bridge| bridge["confirmed"] == 1);
+    let listed = json(&home.run(&["cursor", "list", "-o", "json"]));
+    assert_eq!(listed["cursors"][0]["name"], "bridge/ops");
+    assert_eq!(listed["cursors"][0]["in_use"], true);
+    let told = refused(&home.run(&["cursor", "delete", "bridge/ops"]));
+    assert!(told.contains("in use"), "{told}");
+    serve.stop();
+
+    home.configure(JOURNAL);
+    let serve = home.serve();
+    let shown = text(&home.run(&["cursor", "list"]));
+    assert!(shown.contains("bridge/ops") && shown.contains("orphaned"), "{shown}");
+    assert!(text(&home.run(&["status"])).contains("orphaned cursors: bridge/ops"));
+    assert_eq!(text(&home.run(&["cursor", "delete", "bridge/ops"])), "deleted\n");
+    assert_eq!(text(&home.run(&["cursor", "list"])), "no cursors\n");
+    let told = refused(&home.run(&["cursor", "delete", "bridge/ops"]));
+    assert!(told.contains("there is no cursor"), "{told}");
+    serve.stop();
+}
+
+/// What a bus refuses for good is kept, over a restart; it can be looked at, sent again and thrown away, and holds up nothing.
+#[test]
+fn what_a_bus_refuses_for_good_is_a_dead_letter() {
+    let server = NatsServer::start();
+    let bridge = |format: &str| {
+        format!("[[bridge]]\nname = \"ops\"\ntype = \"nats\"\nurl = \"{}\"\nformat = \"{format}\"\n", server.url())
+    };
+    // nats-server takes 1 MiB, and raw events have nothing that could be left out.
+    let home = Home::new(&bridge("raw"));
+    let serve = home.serve();
+    let large = vec![b'x'; 2 << 20];
+    let id = home.publish("large/1", &large)["id"].as_str().expect("an id").to_owned();
+    home.publish("large/2", &large);
+    home.publish("small", b"x");
+    home.until_bridge("ops", "to have gone on", |bridge| bridge["confirmed"] == 1 && bridge["dead"] == 2);
+    let listed = json(&home.run(&["dlq", "list", "-o", "json"]));
+    assert_eq!(listed["total"], 2, "{listed}");
+    assert_eq!(listed["letters"][0]["id"], Value::from(id.as_str()));
+    assert!(listed["letters"][0]["reason"].as_str().is_some_and(|reason| reason.contains("bytes")), "{listed}");
+    serve.stop();
+
+    let serve = home.serve();
+    let shown = text(&home.run(&["dlq", "list", "--bridge", "ops"]));
+    assert!(shown.contains("large/1") && shown.contains("large/2"), "it outlives a restart: {shown}");
+    let numbers: Vec<String> =
+        listed["letters"].as_array().expect("a list").iter().map(|letter| letter["number"].to_string()).collect();
+    let one = text(&home.run(&["dlq", "show", &numbers[0]]));
+    assert!(one.contains(&id) && one.contains("large/1"), "{}", &one[..one.len().min(500)]);
+    assert_eq!(text(&home.run(&["dlq", "purge", &numbers[1]])), "1 thrown away\n");
+    let told = refused(&home.run(&["dlq", "show", &numbers[1]]));
+    assert!(told.contains("there is no dead letter"), "{told}");
+    // It is refused again, and stays.
+    assert_eq!(text(&home.run(&["dlq", "retry", &numbers[0]])), "1 handed to their bridges\n");
+    wait_until("it to be refused again", || {
+        let letter = json(&home.run(&["dlq", "show", &numbers[0], "-o", "json"]));
+        match (letter["replays"].as_u64(), &letter["retrying"]) {
+            (Some(1), Value::Bool(false)) => Ok(()),
+            _ => Err(letter["replays"].clone()),
+        }
+    });
+    serve.stop();
+
+    // As a CloudEvent it can go without its data.
+    home.configure(&bridge("cloudevents"));
+    let serve = home.serve();
+    home.until_bridge("ops", "to be ready", |bridge| bridge["state"] == "ready");
+    assert_eq!(text(&home.run(&["dlq", "retry", "--all"])), "1 handed to their bridges\n");
+    home.until_bridge("ops", "to have delivered it", |bridge| bridge["confirmed"] == 1 && bridge["omitted"] == 1);
+    wait_until("it to be gone", || match text(&home.run(&["dlq", "list"])) {
+        none if none == "no dead letters\n" => Ok(()),
+        some => Err(some),
+    });
+    for wrong in [&["dlq", "retry"][..], &["dlq", "retry", "1", "--all"], &["dlq", "show", "x"]] {
+        assert_eq!(home.run(wrong).status.code(), Some(2), "{wrong:?}");
+    }
+    serve.stop();
+}
