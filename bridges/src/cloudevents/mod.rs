@@ -46,7 +46,6 @@ use serde::{Deserialize, Serialize};
 pub use attributes::{Attributes, Value, encode_header};
 pub use data::{Data, base64, raw};
 pub use decode::{DecodeError, Incoming, MAX_ATTRIBUTES_BYTES, MAX_BATCH_EVENTS, decode};
-#[cfg(feature = "delivery")]
 pub use encode::{Encoder, Sources, rfc3339};
 #[cfg(feature = "delivery")]
 pub(crate) use key::telling;
