@@ -3,7 +3,7 @@
 use std::process::Output;
 
 use hookbus_tests::servers::nats::NatsServer;
-use hookbus_tests::{Home, wait_until};
+use hookbus_tests::{HmOptions, Home, Kind, Server, events, wait_until};
 use serde_json::Value;
 
 const JOURNAL: &str = "[journal]\nenabled = true\nmax_bytes = \"16MiB\"\n";
@@ -157,4 +157,39 @@ fn what_a_bus_refuses_for_good_is_a_dead_letter() {
         assert_eq!(home.run(wrong).status.code(), Some(2), "{wrong:?}");
     }
     serve.stop();
+}
+
+/// A driver that oned starts has bridges, too. What comes while another process owns the state directory is kept for its journal.
+#[test]
+fn a_driver_delivers_to_a_bus_also_what_came_before_it_had_its_journal() {
+    let server = Server::start(Kind::Nats);
+    let home = Home::new(&server.bridge(""));
+    let serve = home.serve();
+    home.until_bridge("nats", "to be ready", |bridge| bridge["state"] == "ready");
+    home.publish("before", b"x");
+    home.until_bridge("nats", "to have delivered it", |bridge| bridge["confirmed"] == 1);
+    let config = home.config();
+    let mut hm = HmOptions::default().arguments(&format!("--config {}", config.display())).start();
+    let owner = format!("in use by process {}", serve.program.pid());
+    hm.program.stdout.until("why it waits", |seen| String::from_utf8_lossy(seen).contains(&owner).then_some(()));
+    for vm in 0..50 {
+        hm.feed(&events::vm(vm, "ACTIVE", "RUNNING", "").line);
+    }
+    serve.stop();
+    wait_until("the driver to take over", || match home.request("GET", "/v1/status", &[], b"") {
+        Ok(answer) if answer.status == 200 && answer.json()["bridges"][0]["confirmed"] == 50 => Ok(()),
+        Ok(answer) => Err(answer.text()),
+        Err(e) => Err(e.to_string()),
+    });
+    for vm in 50..60 {
+        hm.feed(&events::vm(vm, "ACTIVE", "RUNNING", "").line);
+    }
+    let collector = server.collect();
+    wait_until("all of them to be on the bus", || match collector.count() {
+        61 => Ok(()),
+        count => Err(format!("{count}; {}", home.bridge("nats"))),
+    });
+    let order: Vec<u64> = collector.arrivals().iter().map(|arrival| arrival.sequence).collect();
+    assert!(order.is_sorted(), "one log goes on where the other process left it: {order:?}");
+    hm.finalize();
 }
