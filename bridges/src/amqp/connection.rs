@@ -88,11 +88,20 @@ impl Bus for AmqpBus {
                 return Err(Fault::needs_help("ca_file, cert_file and key_file are for TLS: write amqps:// in url"));
             }
         };
+        let secure = connector.is_some();
         let socket = Socket::default();
         let step = options.step_timeout;
         let connecting = connect(uri, connector, socket.0.clone(), &options.name, step);
         let connection = match timeout(step, connecting).await {
             Ok(Ok(connection)) => connection,
+            Ok(Err(error)) if secure && error::hung_up(&error) => {
+                // With TLS 1.3 a refused certificate shows up when ours believes the handshake to be over; what it has written by
+                // then makes the server's system answer with a reset, which overtakes the reason.
+                return Err(Fault::needs_help(format!(
+                    "{place} hung up after the TLS handshake: perhaps it wants a client certificate that it trusts; see cert_file \
+                     and key_file"
+                )));
+            }
             Ok(Err(error)) => return Err(error::not_connected(&place, &error)),
             Err(_) => return Err(Fault::passing(format!("{place} doesn't answer"))),
         };

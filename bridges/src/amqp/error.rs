@@ -1,5 +1,7 @@
 //! What went wrong, in words for those who run a bridge.
 
+use std::io;
+
 use lapin::{Error, ErrorKind};
 
 use crate::delivery::Fault;
@@ -29,6 +31,14 @@ pub(super) fn not_connected(place: &str, error: &Error) -> Fault {
             _ => Fault::passing(format!("{place} can't be reached: {}", plain(error))),
         },
     }
+}
+
+/// Whether the other side hung up without a word.
+pub(super) fn hung_up(error: &Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let ErrorKind::IOError(cause) = error.kind() else { return false };
+    tls::trouble(error).is_none()
+        && matches!(cause.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
 /// Why a connection is over.
