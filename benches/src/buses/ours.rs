@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use hookbus_bridges::cloudevents::{Encoder, Format, Sources};
 use hookbus_bridges::delivery::{Bridge, BridgeOptions, BridgeState, Bus, DeadLetterLimits, DeadLetters, LetterWriter};
-use hookbus_broker::journal::{Journal, JournalOptions, Start};
-use hookbus_broker::{Broker, Message, SubscribeOptions};
+use hookbus_broker::{Broker, Journal, JournalOptions, Message, Start, SubscribeOptions};
 
 use super::{Failure, Workload};
 
