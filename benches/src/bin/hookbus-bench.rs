@@ -222,7 +222,8 @@ fn bridges(args: &Bridges) -> Result<(), Box<dyn Error>> {
     let rounds = if quick { 1 } else { args.rounds };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut report = Report::new();
-    runtime.block_on(buses::compare(&mut report, &workload, &args.only, rounds, progress))?;
+    let compared = buses::compare(&mut report, &workload, &args.only, rounds, progress);
+    runtime.block_on(compared).map_err(|failure| -> Box<dyn Error> { failure })?;
     finish(&report, &args.output)
 }
 
