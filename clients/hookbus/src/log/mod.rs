@@ -39,11 +39,14 @@ pub(crate) fn to_stderr(format: Format, level: &str) {
     };
 }
 
+/// Client libraries tell of every connection that breaks, some with the whole message. The bridges tell what matters of it, once.
+const LIBRARIES: &str = ",async_nats=off,lapin=off,rumqttc=off,rustls=off";
+
 /// What `RUST_LOG` lets through, or else what the configured level does.
 fn filter(level: &str) -> EnvFilter {
     match std::env::var("RUST_LOG") {
         Ok(directives) if !directives.is_empty() => EnvFilter::builder().parse_lossy(directives),
-        _ => EnvFilter::builder().parse_lossy(level),
+        _ => EnvFilter::builder().parse_lossy(format!("{level}{LIBRARIES}")),
     }
 }
 
