@@ -78,6 +78,13 @@ pub(super) fn read(
     version: Version,
     limit_bytes: u32,
 ) -> Result<Option<Incoming>, ProtocolError> {
+    // What is no MQTT may look like a packet that is still to come. Only PUBLISH has flags, and nobody sends us any.
+    if let Some(&first) = buffer.first()
+        && first & 0x0F != 0
+        && first >> 4 != 3
+    {
+        return Err(ProtocolError::Malformed(format!("it begins with {first:#04x}, which is no packet of a server's")));
+    }
     // The frame is the same in both versions.
     let header = match v5::check(buffer.iter(), Some(limit_bytes)) {
         Ok(header) => header,

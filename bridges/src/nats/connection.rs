@@ -137,6 +137,9 @@ fn servers(urls: &[String]) -> Result<(Vec<ServerAddr>, Arc<str>), Fault> {
         let server: ServerAddr = url
             .parse()
             .map_err(|error| Fault::needs_help(format!("the URL of a NATS server can't be used: {error}")))?;
+        if server.host().is_empty() {
+            return Err(Fault::needs_help("the URL of a NATS server can't be used: it has no host"));
+        }
         if server.is_websocket() {
             return Err(Fault::needs_help("NATS over WebSocket is not offered: use nats:// or tls://"));
         }
