@@ -478,6 +478,33 @@ fn a_journal_may_come_late() {
     assert_eq!(got[15].id(), ids[6]);
 }
 
+/// A journal that can't be written when it is attached gives back what keeps messages for it, and what was taken by then is told to the next.
+#[test]
+fn what_was_kept_for_a_journal_that_fails_is_told_to_the_next() {
+    let (dir, other) = (tempfile::tempdir().expect("directory"), tempfile::tempdir().expect("directory"));
+    let disk = FaultyDisk::new();
+    let broker = Broker::default();
+    let hold = broker.hold_for_journal().expect("hold");
+    for n in 0..3 {
+        broker.publish_now(Message::new("k", format!("early {n}"))).expect("publish");
+    }
+    let journal = Journal::open(options(dir.path()).disk(Arc::clone(&disk) as _)).expect("open");
+    disk.set_broken(true);
+    let (error, hold) = hold.attach(journal).expect_err("it can't be written");
+    assert!(error.to_string().contains("this disk is broken"), "{error}");
+    assert!(broker.journal().is_none());
+    broker.publish_now(Message::new("k", "late")).expect("publish");
+    let hold = hold.expect("it comes back");
+    hold.attach(Journal::open(options(other.path())).expect("open")).expect("attach");
+    let mut durable = broker.subscribe_from(all("all"), Start::Earliest).expect("subscribe");
+    let got = drain(&mut durable);
+    assert!(
+        matches!(&got[..], [Delivery::Gap(gap), Delivery::Message(late)]
+            if gap.count == 3 && &late.payload()[..] == b"late" && late.offset() > gap.last),
+        "{got:?}"
+    );
+}
+
 #[test]
 fn one_at_a_time_and_of_one_version() {
     let dir = tempfile::tempdir().expect("directory");

@@ -29,7 +29,7 @@ use super::routes::{End, Shared};
 use crate::cloudevents::{self, Format};
 
 /// How often a comment shows that the connection lives.
-pub(super) const HEARTBEAT: Duration = Duration::from_secs(15);
+const HEARTBEAT: Duration = Duration::from_secs(15);
 /// What is encoded at once. The messages of a part are in memory as text until the connection has taken them.
 pub(super) const PART: BatchLimit = BatchLimit::messages(32).bytes(64 << 10);
 /// The high-water mark of a follower that asks for none.
@@ -119,6 +119,27 @@ impl Wish {
     }
 }
 
+/// Shows that a connection lives where nothing else does.
+pub(super) struct Heartbeat(Interval);
+
+impl Heartbeat {
+    pub(super) fn new() -> Self {
+        let mut interval = tokio::time::interval_at(tokio::time::Instant::now() + HEARTBEAT, HEARTBEAT);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Heartbeat(interval)
+    }
+
+    /// Something was sent, which shows it as well.
+    pub(super) fn put_off(&mut self) {
+        self.0.reset();
+    }
+
+    /// The comment, when it is time for it.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+        self.0.poll_tick(cx).map(|_| Bytes::from_static(b":\n\n"))
+    }
+}
+
 fn number(name: &str, text: &str) -> Result<usize, Problem> {
     text.parse().map_err(|_| Problem::bad_request(format!("{name}={text}: a whole number is expected; 0 is no limit")))
 }
@@ -195,14 +216,12 @@ pub(crate) async fn follow(
     let subscription = shared.broker.subscribe(options);
     let published = shared.broker.last_offset();
     let registration = shared.followers.register(&shared, End::Subscription(subscription.handle().clone()))?;
-    let mut heartbeat = tokio::time::interval_at(tokio::time::Instant::now() + HEARTBEAT, HEARTBEAT);
-    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let follower = Follower {
         shared,
         subscription,
         format: wish.format,
         opening: Some(opening(wish.last, published)),
-        heartbeat,
+        heartbeat: Heartbeat::new(),
         dropped: 0,
         ended: false,
         _registration: registration,
@@ -235,7 +254,7 @@ struct Follower {
     subscription: Subscription,
     format: Format,
     opening: Option<Bytes>,
-    heartbeat: Interval,
+    heartbeat: Heartbeat,
     /// How many messages were dropped since the last event that was sent.
     dropped: u64,
     ended: bool,
@@ -300,7 +319,7 @@ impl HttpBody for Follower {
         while this.subscription.poll_ready(cx).is_ready() {
             match this.part() {
                 Ok(part) => {
-                    this.heartbeat.reset();
+                    this.heartbeat.put_off();
                     return Poll::Ready(Some(Ok(Frame::data(part))));
                 }
                 Err(TryRecvError::Empty) => {}
@@ -310,7 +329,7 @@ impl HttpBody for Follower {
                 }
             }
         }
-        this.heartbeat.poll_tick(cx).map(|_| Some(Ok(Frame::data(Bytes::from_static(b":\n\n")))))
+        this.heartbeat.poll(cx).map(|beat| Some(Ok(Frame::data(beat))))
     }
 }
 

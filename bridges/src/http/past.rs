@@ -13,9 +13,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use hookbus_broker::{Delivery, DurableSubscription, Start, SubscribeOptions};
 use hyper::body::Frame;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Interval, MissedTickBehavior};
 
-use super::follow::{HEARTBEAT, PART, encode, put_gap};
+use super::follow::{Heartbeat, PART, encode, put_gap};
 use super::problem::Problem;
 use super::routes::{End, Registration, Shared};
 use crate::cloudevents::Format;
@@ -35,9 +34,7 @@ pub(super) fn past(
     let reader =
         Reader { shared: Arc::clone(shared), subscription, format, parts, ending, _registration: registration };
     tokio::spawn(reader.run());
-    let mut heartbeat = tokio::time::interval_at(tokio::time::Instant::now() + HEARTBEAT, HEARTBEAT);
-    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    Ok(Body::new(Parts { received, heartbeat }))
+    Ok(Body::new(Parts { received, heartbeat: Heartbeat::new() }))
 }
 
 struct Reader {
@@ -99,7 +96,7 @@ impl Reader {
 /// The body.
 struct Parts {
     received: mpsc::Receiver<Bytes>,
-    heartbeat: Interval,
+    heartbeat: Heartbeat,
 }
 
 impl HttpBody for Parts {
@@ -112,9 +109,9 @@ impl HttpBody for Parts {
     ) -> Poll<Option<Result<Frame<Bytes>, std::convert::Infallible>>> {
         let this = self.get_mut();
         if let Poll::Ready(part) = this.received.poll_recv(cx) {
-            this.heartbeat.reset();
+            this.heartbeat.put_off();
             return Poll::Ready(part.map(|part| Ok(Frame::data(part))));
         }
-        this.heartbeat.poll_tick(cx).map(|_| Some(Ok(Frame::data(Bytes::from_static(b":\n\n")))))
+        this.heartbeat.poll(cx).map(|beat| Some(Ok(Frame::data(beat))))
     }
 }

@@ -55,6 +55,8 @@ impl Attached {
 pub struct JournalHold {
     broker: Broker,
     subscription: Subscription,
+    /// Messages that were taken from the queue for a journal that then could not be written; told as a gap to the next one.
+    lost: u64,
 }
 
 impl Broker {
@@ -65,7 +67,7 @@ impl Broker {
     /// # Errors
     /// When the broker has a journal already, or is closed.
     pub fn attach_journal(&self, journal: Journal) -> Result<(), JournalError> {
-        self.hold_for_journal()?.attach(journal)
+        self.hold_for_journal()?.attach(journal).map_err(|(error, _)| error)
     }
 
     /// Begins to keep what is published, for a journal that is still to be opened. What doesn't fit below a quarter of
@@ -80,7 +82,7 @@ impl Broker {
         let bound = (self.shared.options.max_bytes / 4).min(64 << 20);
         let mut options = SubscribeOptions::new("journal").hwm(0).hwm_bytes(bound).overflow(Overflow::Block);
         options.journal = true;
-        Ok(JournalHold { subscription: self.subscribe(options), broker: self.clone() })
+        Ok(JournalHold { subscription: self.subscribe(options), broker: self.clone(), lost: 0 })
     }
 
     /// The journal, if one is attached.
@@ -158,15 +160,23 @@ impl JournalHold {
     /// Gives the broker its journal, as [`Broker::attach_journal`]. What was kept gets offsets of the journal and is written.
     ///
     /// # Errors
-    /// As [`Broker::attach_journal`]; and when what was kept can't be written.
-    pub fn attach(self, journal: Journal) -> Result<(), JournalError> {
-        let JournalHold { broker, mut subscription } = self;
-        let Journal { log, mut writer, .. } = journal;
+    /// As [`Broker::attach_journal`]; and when what was kept can't be written. The hold comes back with the error and goes on keeping, so
+    /// that it can be tried again with the journal opened anew; what had been taken from it by then is told there as a gap.
+    pub fn attach(mut self, journal: Journal) -> Result<(), (JournalError, Option<Box<JournalHold>>)> {
+        let Journal { log, writer, .. } = journal;
+        match self.write(&log, writer) {
+            Ok((writer, signals)) => start(self, &log, writer, signals).map_err(|error| (error, None)),
+            Err(error) => Err((error, Some(Box::new(self)))),
+        }
+    }
+
+    /// Writes what was kept, and makes the journal the broker's.
+    fn write(&mut self, log: &Arc<Log>, mut writer: Writer) -> Result<(Writer, Arc<Signals>), JournalError> {
+        let JournalHold { broker, subscription, lost } = self;
         let shared = &broker.shared;
         let mut next = log.watermark();
         // Most of it while publishers go on, the rest while they can't.
-        let failed = log.io("write");
-        write_held(&mut subscription, &mut writer, &mut next).map_err(log.io("write"))?;
+        write_held(subscription, &mut writer, &mut next, lost).map_err(log.io("write"))?;
         // Where there is no room yet, the thread goes on trying.
         let full = writer.prepare().err().map(|e| JournalFault::from(&e));
         let signals = Arc::new(Signals::default());
@@ -174,11 +184,11 @@ impl JournalHold {
             if p.closed {
                 return Err(JournalError::Closed);
             }
-            write_held(&mut subscription, &mut writer, &mut next).map_err(failed)?;
+            write_held(subscription, &mut writer, &mut next, lost).map_err(log.io("write"))?;
             // Offsets rise for those who are subscribed already, whichever log they count in.
             p.next = p.next.max(next);
             log.advance(p.next);
-            let attached = Attached { log: Arc::clone(&log), from: p.next };
+            let attached = Attached { log: Arc::clone(log), from: p.next };
             shared.journal.set(attached).map_err(|_| JournalError::Attached)?;
             let member = subscription.handle().member();
             if let Some(bytes) = log.options.queue_bytes {
@@ -186,7 +196,7 @@ impl JournalHold {
                 cursor.hwm_bytes = bytes as u64;
                 member.tell_limits(&cursor);
             }
-            let mut gate = Gate::new(Arc::clone(&log), Arc::clone(member), Arc::clone(&signals), writer.room());
+            let mut gate = Gate::new(Arc::clone(log), Arc::clone(member), Arc::clone(&signals), writer.room());
             if let Some(fault) = full {
                 gate.no_spare(fault);
             }
@@ -197,18 +207,37 @@ impl JournalHold {
             Ok(())
         });
         attached?;
-        let scribe = Scribe::new(writer, subscription, signals);
-        let thread = thread::Builder::new().name("journal".into()).spawn(move || scribe.run());
-        let thread = thread.map_err(log.io("start the thread of"))?;
-        let _ = log.thread.set(thread.thread().clone());
-        broker.life.set(thread);
-        Ok(())
+        Ok((writer, signals))
     }
 }
 
-/// Writes what is queued under offsets from `next` on.
-fn write_held(subscription: &mut Subscription, writer: &mut Writer, next: &mut u64) -> std::io::Result<()> {
+/// Starts the thread that writes.
+fn start(hold: JournalHold, log: &Arc<Log>, writer: Writer, signals: Arc<Signals>) -> Result<(), JournalError> {
+    let JournalHold { broker, subscription, .. } = hold;
+    let scribe = Scribe::new(writer, subscription, signals);
+    let thread = thread::Builder::new().name("journal".into()).spawn(move || scribe.run());
+    let thread = thread.map_err(log.io("start the thread of"))?;
+    let _ = log.thread.set(thread.thread().clone());
+    broker.life.set(thread);
+    Ok(())
+}
+
+/// Writes what is queued under offsets from `next` on, behind a gap for what is `lost`. Where it fails, all that was taken is lost, as far as is
+/// known.
+fn write_held(
+    subscription: &mut Subscription,
+    writer: &mut Writer,
+    next: &mut u64,
+    lost: &mut u64,
+) -> std::io::Result<()> {
+    if *lost > 0 {
+        let last = *next + *lost - 1;
+        writer.put_gap(Gap { first: Offset::new(*next), last: Offset::new(last), count: *lost })?;
+        *next = last + 1;
+    }
     while let Ok(batch) = subscription.try_recv_batch(BATCH) {
+        *lost +=
+            batch.iter().map(|delivery| if let Delivery::Gap(gap) = delivery { gap.count } else { 1 }).sum::<u64>();
         for delivery in batch.iter() {
             match delivery {
                 Delivery::Message(message) => {
@@ -224,7 +253,9 @@ fn write_held(subscription: &mut Subscription, writer: &mut Writer, next: &mut u
         }
     }
     writer.reserve(*next)?;
-    writer.flush()
+    writer.flush()?;
+    *lost = 0;
+    Ok(())
 }
 
 /// What ends with the last handle to a broker: its journal is closed in order.

@@ -145,6 +145,26 @@ pub(super) fn bridge(bridge: &BridgeConfig, path: &str, reader: &mut Reader<'_>,
         }
         BridgeKind::Mqtt(mqtt) => {
             password(reader, path, &shown, url, mqtt.user.as_deref(), mqtt.password_file.as_ref());
+            if let (true, Some(place)) = (mqtt.retain_state, reader.at(&format!("{path}.prefixes"))) {
+                // What sets a state, and what clears it.
+                let needed = [
+                    "EVENT STATE ",
+                    "EVENT API one.host.delete 1",
+                    "EVENT API one.image.delete 1",
+                    "EVENT API one.vn.delete 1",
+                ];
+                let covered =
+                    |key: &str| bridge.delivery.prefixes.iter().any(|prefix| key.starts_with(prefix.as_str()));
+                let missing: Vec<_> =
+                    needed.into_iter().filter(|key| !covered(key)).map(|key| format!("{key:?}")).collect();
+                if !missing.is_empty() {
+                    let what = format!(
+                        "prefixes: retain_state can't follow objects that it is not told of; it needs {}, too",
+                        missing.join(", ")
+                    );
+                    reader.warn(place, format!("{shown}{what}"));
+                }
+            }
             if mqtt.version == MqttVersion::V311
                 && bridge.delivery.format == EventFormat::CloudeventsBinary
                 && let Some(place) = reader.at(&format!("{path}.format"))

@@ -222,6 +222,10 @@ fn keys_that_do_not_fit_together_are_told() {
             "6:12 Error bridge `b`: subjects: none of them takes everything below the root",
         ),
         (
+            "type = \"mqtt\"\nurl = \"mqtt://h\"\nretain_state = true\nprefixes = [\"EVENT STATE \", \"EVENT API one.host.\"]",
+            "6:12 Warning bridge `b`: prefixes: retain_state can't follow",
+        ),
+        (
             "type = \"amqp\"\nurl = \"amqp://h\"\nheader_prefix = \"a b\"",
             "5:17 Error bridge `b`: header_prefix: at most 32 letters",
         ),

@@ -8,7 +8,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hookbus_bridges::amqp::AmqpBus;
 use hookbus_bridges::cloudevents::{Encoder, Format};
@@ -69,23 +68,11 @@ impl Bridges {
         self.list.iter().map(|bridge| bridge.retry(which)).sum()
     }
 
-    /// Ends all of them at once: what they have is delivered until the deadline; what is left is told.
+    /// Ends all of them at once: what they have is delivered until the deadline; each logs what is left.
     pub(super) async fn shut_down(self, deadline: Instant) {
         let patience = deadline.saturating_duration_since(Instant::now());
-        let each = self.list.into_iter().map(|bridge| end(bridge, patience));
+        let each = self.list.into_iter().map(|bridge| bridge.shutdown(patience));
         futures_util::future::join_all(each).await;
-    }
-}
-
-async fn end(bridge: BridgeHandle, patience: Duration) {
-    let name = bridge.status().name;
-    let left = bridge.shutdown(patience).await;
-    match (left.events, left.durable) {
-        (0, _) => tracing::info!("bridge `{name}`: everything is delivered"),
-        (events, true) => {
-            tracing::info!("bridge `{name}`: {events} events are not confirmed; they are sent after the next start");
-        }
-        (events, false) => tracing::warn!("bridge `{name}`: {events} events could not be delivered and are lost"),
     }
 }
 

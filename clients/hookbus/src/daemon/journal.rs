@@ -19,14 +19,13 @@ pub(super) struct JournalState {
 }
 
 impl JournalState {
-    /// Opens the journal and gives it to the broker, with what was kept for it, which is asked for when the files are open. It may take a
-    /// while: what was written last is checked.
+    /// Opens the journal and gives it to the broker, with what was kept for it. It may take a while: what was written last is checked.
     ///
     /// # Errors
-    /// When it can't be opened, or not be written.
+    /// When it can't be opened, or not be written. Then what keeps events for it stays in `held`.
     pub(super) fn open(
         broker: &Broker,
-        held: impl FnOnce() -> Option<JournalHold>,
+        held: &mut Option<Box<JournalHold>>,
         config: &JournalConfig,
         state_dir: Option<&Path>,
     ) -> Result<Self, String> {
@@ -49,8 +48,11 @@ impl JournalState {
         let journal = Journal::open(options).map_err(told)?;
         let report = Arc::new(journal.report().clone());
         tell(&path, &report);
-        match held() {
-            Some(held) => held.attach(journal).map_err(told)?,
+        match held.take() {
+            Some(hold) => hold.attach(journal).map_err(|(error, hold)| {
+                *held = hold;
+                told(error)
+            })?,
             None => broker.attach_journal(journal).map_err(told)?,
         }
         Ok(JournalState { path, max_bytes, durability: config.durability, report })

@@ -18,8 +18,8 @@
 //! driver that runs beside a `serve` serves ZeroMQ at ports of its own, and takes the rest over when the other one has ended. What comes
 //! until then is kept for its journal.
 //!
-//! What may wait for a disk (bridges and followers that read from the journal) has a runtime of its own in the driver, whose one thread
-//! must never wait.
+//! What may wait for a disk (bridges and followers that read from the journal) has a runtime of its own: who reads from memory through a port
+//! never waits for it.
 //!
 //! # The end
 //!
@@ -115,7 +115,7 @@ struct Parts {
     bridges: Option<Bridges>,
     sources: Sources,
     /// What is published before the journal is there; taken when it is opened.
-    held: Option<JournalHold>,
+    held: Option<Box<JournalHold>>,
 }
 
 /// Why what belongs to the owner of the state directory can't be had.
@@ -142,7 +142,7 @@ pub(crate) struct Owned {
     /// Held, in case there is one.
     _state_dir: Option<StateDir>,
     http: Option<Http>,
-    /// What may wait for a disk runs in it, where the daemon's own runtime must not.
+    /// What may wait for a disk runs in it, since what serves the ports must not. Nothing where nothing reads from a disk.
     runtime: Option<Runtime>,
 }
 
@@ -163,7 +163,7 @@ impl Daemon {
         let forwarded = Forwarded::new(broker.clone(), queue.clone(), config.limits.line_bytes.bytes());
         let results = results.unwrap_or(Results::Forwarder(queue));
         let ports = config.zeromq.enabled.then(|| Ports::serve(&config, &broker, results, role == Role::Hm));
-        let held = config.journal.enabled.then(|| broker.hold_for_journal().ok()).flatten();
+        let held = config.journal.enabled.then(|| broker.hold_for_journal().ok().map(Box::new)).flatten();
         let parts = Parts { ports: ports.as_ref().map(Ports::states), held, ..Parts::default() };
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let encoder = Encoder::new(Producers { host: host.clone(), zone: None });
@@ -257,10 +257,9 @@ pub(crate) fn own(
     state_dir: Option<StateDir>,
     activated: Option<std::os::unix::net::UnixListener>,
 ) -> Result<Owned, HttpError> {
-    // The driver's one thread must not wait for a disk.
     let config = &state.config;
-    let reads = config.journal.enabled || !config.bridges.is_empty() || !config.sources.is_empty();
-    let runtime = (state.role == Role::Hm && reads).then(runtime).transpose()?;
+    let reads = config.journal.enabled || !config.bridges.is_empty();
+    let runtime = reads.then(runtime).transpose()?;
     let entered = runtime.as_ref().map(Runtime::enter);
     let http = Http::start(state, activated)?;
     // Hooks read from the journal only where they spill.
@@ -282,13 +281,15 @@ pub(crate) fn open_journal(state: &State, directory: Option<&Path>) -> Result<()
     if !state.config.journal.enabled || state.parts.lock().journal.is_some() {
         return Ok(());
     }
-    let held = || state.parts.lock().held.take();
-    let journal = JournalState::open(&state.broker, held, &state.config.journal, directory)?;
-    state.parts.lock().journal = Some(journal);
+    let mut held = state.parts.lock().held.take();
+    let journal = JournalState::open(&state.broker, &mut held, &state.config.journal, directory);
+    let mut parts = state.parts.lock();
+    parts.held = held;
+    parts.journal = Some(journal?);
     Ok(())
 }
 
-/// Starts bridges and sources, when the journal is open. What is wrong with one of them is logged.
+/// Starts bridges and sources, when the journal is open. What is wrong with one of them is logged. It blocks: bridges have files.
 pub(crate) fn start_bridges(state: &Arc<State>, runtime: &Handle) {
     let _entered = runtime.enter();
     let directory = state.parts.lock().state_dir.clone();

@@ -332,10 +332,14 @@ async fn take_over(state: std::sync::Arc<daemon::State>) -> Owned {
 async fn start_bridges(state: std::sync::Arc<daemon::State>, directory: Option<PathBuf>, runtime: Handle) {
     let mut told = String::new();
     loop {
-        let (opening, directory) = (std::sync::Arc::clone(&state), directory.clone());
-        let opened = tokio::task::spawn_blocking(move || daemon::open_journal(&opening, directory.as_deref())).await;
-        let reason = match opened {
-            Ok(Ok(())) => return daemon::start_bridges(&state, &runtime),
+        let (state, directory, runtime) = (std::sync::Arc::clone(&state), directory.clone(), runtime.clone());
+        let started = tokio::task::spawn_blocking(move || {
+            daemon::open_journal(&state, directory.as_deref())?;
+            daemon::start_bridges(&state, &runtime);
+            Ok::<_, String>(())
+        });
+        let reason = match started.await {
+            Ok(Ok(())) => return,
             Ok(Err(reason)) => reason,
             Err(e) => e.to_string(),
         };
