@@ -2,6 +2,7 @@
 
 use std::io;
 
+use lapin::protocol::AMQPErrorKind;
 use lapin::{Error, ErrorKind};
 
 use crate::delivery::Fault;
@@ -16,6 +17,11 @@ pub(super) fn said(error: &Error) -> Option<(u16, String)> {
         ErrorKind::ProtocolError(error) => Some((error.get_id(), error.get_message().to_string())),
         _ => None,
     }
+}
+
+/// Whether a channel is over, and the connection goes on.
+pub(super) fn of_a_channel(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Soft(_)))
 }
 
 /// Why there is no connection.

@@ -17,18 +17,23 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, Stream};
 use futures_util::{FutureExt, StreamExt};
 use lapin::types::ShortString;
 use lapin::{Confirmation, Error, Event};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::config::Unroutable;
 use super::connection::Link;
 use super::error;
 use super::sender::{Confirming, Published};
 use crate::delivery::{Fault, Receipt, Receipts, Rejection, Ticket};
+
+/// How long the reason for the end of a channel is waited for, once its end is known. It follows at once, if the server gives one.
+const REASON: Duration = Duration::from_secs(1);
 
 /// How many confirms are read at once.
 const BATCH: usize = 1024;
@@ -50,6 +55,8 @@ pub struct AmqpReceipts {
     blocked: bool,
     /// Whether it was so before anybody listened for it; the server's reason is gone then.
     blocked_before: bool,
+    /// The channel is over, and the reason may be on its way: it is waited for until then.
+    ending: Option<(Error, Instant)>,
     fault: Option<Fault>,
 }
 
@@ -97,6 +104,8 @@ struct Ready {
     refused: Vec<Ticket>,
     carried: bool,
     error: Option<Error>,
+    /// No better reason will come.
+    is_last: bool,
 }
 
 impl AmqpReceipts {
@@ -118,6 +127,7 @@ impl AmqpReceipts {
             max_message_bytes,
             blocked: false,
             blocked_before,
+            ending: None,
             fault: None,
         }
     }
@@ -136,6 +146,7 @@ impl AmqpReceipts {
             }
             Some((ticket, result)) = self.confirms.next(), if !self.confirms.is_empty() => Woken::Confirm(ticket, result),
             event = self.events.next() => Woken::Event(event),
+            () = until(self.ending.as_ref().map(|(_, at)| *at)) => Woken::NoReason,
         }
     }
 
@@ -208,8 +219,10 @@ impl AmqpReceipts {
                 into.push(Receipt::Rejected(ticket, Rejection::Transient(reason)));
             }
         }
-        if let Some(error) = ready.error {
-            self.ended(&error, into);
+        match ready.error {
+            Some(error) if ready.is_last || error::said(&error).is_some() => self.ended(&error, into),
+            Some(error) => _ = self.ending.get_or_insert((error, Instant::now() + REASON)),
+            None => {}
         }
         while self.in_flight.front().is_some_and(|message| message.state == State::Settled) {
             self.in_flight.pop_front();
@@ -257,11 +270,15 @@ impl AmqpReceipts {
         match event {
             Some(Event::ConnectionBlocked(reason)) => self.block(Some(reason), into),
             Some(Event::ConnectionUnblocked) => self.block(None, into),
+            // The channel on which the exchange was looked for in vain; it takes its leave late.
+            Some(Event::Error(error)) if error::of_a_channel(&error) && self.link.channel.status().connected() => {}
             Some(Event::Error(error)) => {
                 // What was confirmed before that counts.
-                let mut ready = Ready::default();
+                let mut ready = Ready { is_last: true, ..Ready::default() };
                 self.take_ready(&mut ready);
-                ready.error.get_or_insert(error);
+                if ready.error.as_ref().is_none_or(|known| error::said(known).is_none()) {
+                    ready.error = Some(error);
+                }
                 self.decide(ready, into);
             }
             None => {
@@ -304,6 +321,16 @@ enum Woken {
     Published(Option<Published>),
     Confirm(Ticket, Result<Confirmation, Error>),
     Event(Option<Event>),
+    /// The reason for the end of the channel has been waited for in vain.
+    NoReason,
+}
+
+/// Waits until then, or for ever.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Receipts for AmqpReceipts {
@@ -330,6 +357,11 @@ impl Receipts for AmqpReceipts {
                     self.decide(ready, into);
                 }
                 Woken::Event(event) => self.happened(event, into),
+                Woken::NoReason => {
+                    if let Some((error, _)) = self.ending.take() {
+                        self.ended(&error, into);
+                    }
+                }
             }
         }
     }

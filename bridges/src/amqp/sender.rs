@@ -12,7 +12,7 @@ use lapin::{Confirmation, Error};
 use tokio::sync::mpsc;
 
 use super::connection::Link;
-use super::{encode, error};
+use super::encode;
 use crate::delivery::{Fault, Letter, Limits, Rejection, SendError, Sender, Ticket};
 
 /// How many letters may be in flight.
@@ -71,9 +71,8 @@ impl Sender for AmqpSender {
         // The first poll puts the message into the library's queue, behind the one before it.
         match confirming.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Pending => {}
-            Poll::Ready(Err(error)) => return Err(error::ended(&self.link.place, &error).into()),
-            // It can't be confirmed already; if it is, there is nothing to wait for.
-            Poll::Ready(Ok(confirmation)) => confirming = Box::pin(std::future::ready(Ok(confirmation))),
+            // The channel is over, and who is to blame may be a letter before this one: the receipts hear the reason.
+            Poll::Ready(result) => confirming = Box::pin(std::future::ready(result)),
         }
         let published = Published { ticket, id, routing_key, body_bytes: letter.body.len(), confirming };
         self.published

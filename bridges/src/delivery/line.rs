@@ -27,6 +27,9 @@ const BATCH: BatchLimit = BatchLimit::messages(256).bytes(1 << 20);
 /// Letters that are written, and sent, before receipts are looked at again.
 const BURST: usize = 64;
 
+/// How long a connection that takes nothing more is listened to.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// Why the connection is left.
 enum Leave {
     /// It is lost.
@@ -186,7 +189,7 @@ impl<F: Feed> Line<F> {
                         }
                     }
                     Err(SendError::Letter(rejection)) => self.rejected(ticket, rejection),
-                    Err(SendError::Connection(fault)) => return Err(Leave::Lost(fault)),
+                    Err(SendError::Connection(fault)) => return Err(self.last_words(receipts, fault).await),
                 }
             }
             self.glance(receipts).await?;
@@ -200,7 +203,7 @@ impl<F: Feed> Line<F> {
                 unflushed = false;
                 let limit = self.options.ack_timeout;
                 if let Err(fault) = self.during(receipts, limit, sender.flush()).await? {
-                    return Err(Leave::Lost(fault));
+                    return Err(self.last_words(receipts, fault).await);
                 }
                 continue;
             }
@@ -258,12 +261,7 @@ impl<F: Feed> Line<F> {
         tokio::select! {
             biased;
             told = receipts.next(&mut self.told) => {
-                self.now = now();
-                let mut all = std::mem::take(&mut self.told);
-                for receipt in all.drain(..) {
-                    self.receipt(receipt);
-                }
-                self.told = all;
+                self.hear();
                 told.map_err(Leave::Lost)
             }
             () = self.cemetery.work() => {
@@ -289,6 +287,32 @@ impl<F: Feed> Line<F> {
                 self.due()
             }
         }
+    }
+
+    /// The connection takes nothing more. What the bus said before that still counts: who is refused over and over would end each
+    /// connection, if those behind it found out first. The receipts know best why it ended.
+    async fn last_words<R: Receipts>(&mut self, receipts: &mut R, fault: Fault) -> Leave {
+        let left = self.stopping.map_or(LAST_WORDS, |at| at.saturating_duration_since(now()).min(LAST_WORDS));
+        let end = tokio::time::Instant::now() + left;
+        loop {
+            let told = tokio::time::timeout_at(end, receipts.next(&mut self.told)).await;
+            self.hear();
+            match told {
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => return Leave::Lost(why),
+                Err(_) => return Leave::Lost(fault),
+            }
+        }
+    }
+
+    /// Does what receipts ask for.
+    fn hear(&mut self) {
+        self.now = now();
+        let mut all = std::mem::take(&mut self.told);
+        for receipt in all.drain(..) {
+            self.receipt(receipt);
+        }
+        self.told = all;
     }
 
     /// Whether the feed is to be read now.

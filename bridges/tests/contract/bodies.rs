@@ -169,7 +169,7 @@ pub(crate) async fn refused_becomes_a_dead_letter_and_the_line_goes_on<T: TestBu
     assert_eq!(bridge.retry(&Which::All), 1);
     until("it is refused again", || {
         let letter = rig.dead.list(None, 1).unwrap().remove(0);
-        if letter.attempts == 2 && !letter.retrying { Ok(()) } else { Err(letter) }
+        if letter.attempts == 2 && !letter.retrying { Ok(()) } else { Err((letter, bridge.status())) }
     })
     .await;
     rig.server.refuse("forbidden", false).await;

@@ -174,6 +174,19 @@ async fn refused_for_good_is_buried_and_the_line_goes_on() {
     assert_eq!((bridge.status().counts.dead, bridge.status().counts.confirmed), (2, 4));
 }
 
+/// What the bus has said of letters counts, also where the connection is found to be over by the letter behind them.
+#[tokio::test(start_paused = true)]
+async fn what_was_told_before_the_connection_broke_counts() {
+    let setup = Setup::new();
+    setup.publish(1..=3);
+    setup.server.script("2", &[Verdict::Refuse]);
+    setup.server.script("3", &[Verdict::Break]);
+    let bridge = setup.spawn();
+    until("all are done", || setup.log.cursor() == 4).await;
+    assert_eq!((setup.server.sent(), bridge.status().counts.connects), (["1", "2", "3", "3"].map(String::from).into(), 2));
+    assert_eq!((setup.server.bodies(), setup.dead.count(Some("b"))), (vec!["1".into(), "3".into()], 1));
+}
+
 /// The gap that a refused letter would have told of is told by the next one.
 #[tokio::test(start_paused = true)]
 async fn a_gap_is_told_by_the_next_letter_that_arrives() {

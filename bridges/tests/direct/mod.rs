@@ -47,6 +47,21 @@ pub struct Outcome {
     pub faults: Vec<Fault>,
 }
 
+impl Outcome {
+    /// How much of each, for a test's message.
+    pub fn summary(&self) -> String {
+        format!(
+            "{} confirmed, {} duplicates, {} unroutable, {} rejected {:?}, faults {:?}",
+            self.confirmed,
+            self.duplicates,
+            self.unroutable.len(),
+            self.rejected.len(),
+            self.rejected.first(),
+            self.faults
+        )
+    }
+}
+
 /// Delivers letters: at most `window` in flight, all that is unknown sent again in order after a fault or when nothing has been heard for
 /// `patience`.
 pub async fn deliver<B: Bus>(bus: &mut B, letters: &[Letter], window: usize, patience: Duration) -> Outcome {
