@@ -309,7 +309,9 @@ impl Shared {
             let group = p.forget(member, &cursor);
             let mut taken = Taken::default();
             let abandoned = cursor.abandon(&mut taken) + cursor.spilled;
-            self.abandoned.fetch_add(abandoned, Ordering::Relaxed);
+            if !cursor.kept {
+                self.abandoned.fetch_add(abandoned, Ordering::Relaxed);
+            }
             p.past_delivered += cursor.delivered;
             p.past_dropped += cursor.dropped;
             (group, taken.pins, cursor.take_waiters())

@@ -82,6 +82,8 @@ pub(crate) struct Cursor {
     pub(crate) spills: bool,
     /// Messages that are to be read from the journal, without the open hole.
     pub(crate) spilled: u64,
+    /// Whether who comes next under its name gets what it has not read: then nothing of it is abandoned.
+    pub(crate) kept: bool,
     /// Publishers that wait for room.
     pub(crate) waiters: Vec<Weak<Waiter>>,
 }
@@ -126,6 +128,7 @@ impl Member {
             hwm_bytes: options.hwm_bytes as u64,
             spills: false,
             spilled: 0,
+            kept: false,
             waiters: Vec::new(),
         };
         let member = Member {

@@ -55,7 +55,8 @@ pub struct BrokerStats {
     pub delivered: u64,
     /// Deliveries dropped at a high-water mark, or because of [`max_bytes`](crate::BrokerOptions::max_bytes).
     pub dropped: u64,
-    /// Deliveries that were queued, or taken but not handled, when their subscription went away.
+    /// Deliveries that were queued, or taken but not handled, when their subscription went away. Those of a durable subscription with a
+    /// name don't count: the next one of that name gets them.
     pub abandoned: u64,
     /// What queues hold now, in bytes: keys, payloads and the broker's own records.
     pub held_bytes: usize,

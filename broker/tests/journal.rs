@@ -41,6 +41,8 @@ async fn a_durable_subscription_goes_on_where_it_was() {
         durable.commit(Offset::new(got[9].offset().get() + 1));
         let again = broker.subscribe_durable(options.clone(), "audit", Start::Latest);
         assert!(matches!(again, Err(JournalError::CursorInUse { .. })));
+        drop(durable);
+        assert_eq!(broker.stats().abandoned, 0, "who comes next gets the other 30");
     }
     let broker = open(dir.path());
     assert_eq!(broker.log_id(), log);

@@ -591,18 +591,16 @@ impl<F: Feed> Line<F> {
         self.settle();
         let durable = self.feed.is_durable();
         let pending = self.pending.iter().filter(|delivery| matches!(delivery, Delivery::Message(_))).count();
-        let queued = if durable { 0 } else { self.shared.probe.stats().waiting };
-        let events = (self.ledger.undone() + pending) as u64 + queued;
-        match events {
-            0 => tracing::info!("bridge {}: ended; everything is delivered", self.shared.name),
+        let unread = self.shared.probe.stats().waiting;
+        let taken = (self.ledger.undone() + pending) as u64;
+        let events = if durable { taken } else { taken + unread };
+        let name = &self.shared.name;
+        match (events, unread) {
+            (0, 0) => tracing::info!("bridge {name}: ended; everything is delivered"),
             _ if durable => tracing::info!(
-                "bridge {}: ended; {events} events are not confirmed and will be sent after the next start",
-                self.shared.name
+                "bridge {name}: ended; {events} events are not confirmed and up to {unread} not sent yet: they will be after the next start"
             ),
-            _ => tracing::warn!(
-                "bridge {}: ended; {events} events could not be delivered in time and are lost",
-                self.shared.name
-            ),
+            _ => tracing::warn!("bridge {name}: ended; {events} events could not be delivered in time and are lost"),
         }
         self.shared.show(BridgeState::Ended);
         Abandoned { events, durable }

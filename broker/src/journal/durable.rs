@@ -128,7 +128,9 @@ impl DurableSubscription {
         let joined = subscription.handle().member().joined;
         subscription.spill().get_or_insert_with(|| Spill::new(Arc::clone(&log))).read_past(from, joined - 1);
         if let Some(cursor) = &cursor {
-            *cursor.reader.lock() = Some(Arc::clone(subscription.handle().member()));
+            let member = subscription.handle().member();
+            member.cursor.lock().kept = true;
+            *cursor.reader.lock() = Some(Arc::clone(member));
         }
         let (read, delivered, done) = (from, from, from);
         let (pending, outstanding) = (VecDeque::new(), VecDeque::new());
