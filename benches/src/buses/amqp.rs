@@ -11,7 +11,7 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
 
-use super::{Contest, Failure, Workload, ours};
+use super::{CONTENT_TYPE, Contest, Failure, Workload, ours};
 use crate::servers::rabbitmq::RabbitMq;
 
 pub(super) struct Amqp {
@@ -68,7 +68,11 @@ impl Contest for Amqp {
             }
             let properties = BasicProperties::default()
                 .with_delivery_mode(2)
-                .with_message_id(format!("bench-{}-{number}", self.round).into());
+                .with_message_id(format!("{:016x}-{number}", self.round).into())
+                .with_timestamp(1_795_303_226)
+                .with_type("org.hookbus.custom".into())
+                .with_app_id("hookbus".into())
+                .with_content_type(CONTENT_TYPE.into());
             let (exchange, key) = ("hookbus".into(), "hookbus.custom.bench.load".into());
             outstanding.push_back(channel.basic_publish(exchange, key, options, &workload.payload, properties).await?);
         }

@@ -6,8 +6,11 @@
 //! confirmations outstanding as ours may have, and waits for the oldest one where there are more. It has no journal and no names to
 //! make, and it loses everything when it ends; so a ratio near one says that the guarantee costs little.
 //!
-//! Both send the same number of events with the same payload, unique ids where the bus has them, over one connection that was made before.
-//! The servers are real, started here, and forget a round's events before the next.
+//! Both publishers keep a bounded number ahead: the peer its window, ours what a bridge holds in memory. A bridge that has a backlog to catch up
+//! with reads it from the journal, and is somewhat slower.
+//!
+//! Both send the same number of events with the same payload, properties and name, unique ids where the bus has them, over one connection
+//! that was made before. The servers are real, started here, and forget a round's events before the next.
 
 mod amqp;
 mod mqtt;
@@ -22,6 +25,9 @@ use bytes::Bytes;
 use crate::report::{Better, Measure, Report, Side, Who};
 
 const CONFIRMED: Measure = Measure { name: "confirmed", unit: "events/s", better: Better::Higher };
+
+/// What a bridge says of the payload; the peers send it as well.
+const CONTENT_TYPE: &str = "text/plain";
 
 /// What went wrong in a round.
 pub type Failure = Box<dyn Error + Send + Sync>;

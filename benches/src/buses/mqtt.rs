@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use hookbus_bridges::mqtt::{MqttBus, MqttOptions};
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason};
+use rumqttc::v5::mqttbytes::v5::{Packet, PubAckReason, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event, Incoming, MqttOptions as RawOptions};
 
-use super::{Contest, Failure, Workload, ours};
+use super::{CONTENT_TYPE, Contest, Failure, Workload, ours};
 use crate::servers::mosquitto::Mosquitto;
 
 pub(super) struct Mqtt {
@@ -42,7 +42,10 @@ impl Contest for Mqtt {
         let begun = Instant::now();
         let publishing = tokio::spawn(async move {
             for _ in 0..count {
-                client.publish("hookbus/custom/bench/load", QoS::AtLeastOnce, false, payload.clone()).await?;
+                let properties =
+                    PublishProperties { content_type: Some(CONTENT_TYPE.into()), ..PublishProperties::default() };
+                let (topic, payload) = ("hookbus/custom/bench/load", payload.clone());
+                client.publish_with_properties(topic, QoS::AtLeastOnce, false, payload, properties).await?;
             }
             Ok::<_, rumqttc::v5::ClientError>(client)
         });

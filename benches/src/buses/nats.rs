@@ -7,7 +7,7 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, ContextBuilder};
 use hookbus_bridges::nats::{NatsBus, NatsOptions};
 
-use super::{Contest, Failure, Workload, ours};
+use super::{CONTENT_TYPE, Contest, Failure, Workload, ours};
 use crate::servers::nats::NatsServer;
 
 pub(super) struct JetStream {
@@ -58,7 +58,8 @@ impl Contest for JetStream {
                 outstanding.pop_front().ok_or("no window")?.await?;
             }
             let message = PublishMessage::build()
-                .message_id(format!("bench-{}-{number}", self.round))
+                .message_id(format!("{:016x}-{number}", self.round))
+                .header("Content-Type", CONTENT_TYPE)
                 .payload(workload.payload.clone());
             let acknowledged = jetstream.send_publish("hookbus.custom.bench.load", message).await?;
             outstanding.push_back(acknowledged.into_future());
