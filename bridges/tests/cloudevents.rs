@@ -42,6 +42,10 @@ impl Bus {
 
     /// The event in structured mode, which must be one line, as JSON.
     fn structured(&self, event: &Received) -> serde_json::Value {
+        let (all, nature) = (self.encoder.attributes(event, None), self.encoder.nature(event));
+        for name in ["source", "type", "datacontenttype"] {
+            assert_eq!(nature.get(name), all.get(name), "{name}");
+        }
         let text = self.encoder.structured(event, None);
         assert!(!text.contains(&b'\n') && !text.contains(&b'\r'));
         serde_json::from_slice(&text).unwrap()

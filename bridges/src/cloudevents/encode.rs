@@ -129,6 +129,23 @@ impl Encoder {
         all
     }
 
+    /// At least those attributes that say what it is: `source`, `type` and `datacontenttype`. Formats without attributes need no more, and all
+    /// of them cost a dozen allocations.
+    pub fn nature<'a>(&'a self, event: &'a Received) -> Attributes<'a> {
+        if event.origin().is_some() {
+            // What it brought along decides; it is rare.
+            return self.attributes(event, None);
+        }
+        let (_, topic) = key::topic(event.keys());
+        let mut nature = Attributes::default();
+        nature.push("source", self.source(topic));
+        nature.push("type", kind(topic));
+        if let Some(content_type) = data::content_type(event, None, false) {
+            nature.push("datacontenttype", content_type);
+        }
+        nature
+    }
+
     /// An event in binary mode: its attributes, and the data that is the body; no data where the payload is empty.
     pub fn binary<'a>(&'a self, event: &'a Received, dropped: Option<u64>) -> (Attributes<'a>, Option<Data<'a>>) {
         let attributes = self.attributes(event, dropped);

@@ -199,7 +199,7 @@ impl LetterWriter {
         };
         let (attributes, data) = match self.format {
             Format::CloudEvents | Format::CloudEventsBinary => self.encoder.binary(event, dropped),
-            Format::Raw | Format::Base64 => (self.encoder.attributes(event, dropped), None),
+            Format::Raw | Format::Base64 => (self.encoder.nature(event), None),
         };
         let kind = text_of(&attributes, "type").into();
         let source = text_of(&attributes, "source").into();
