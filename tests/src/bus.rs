@@ -93,14 +93,18 @@ impl Server {
         format!("[[bridge]]\nname = \"{kind}\"\ntype = \"{kind}\"\nurl = \"{url}\"\n{more}\n")
     }
 
-    /// A consumer of everything, from now on.
+    /// A consumer of everything, from now on, also when the server goes down.
     #[must_use]
     pub fn collect(&self) -> Collector {
-        Collector::start(match self {
+        let collector = Collector::start(match self {
             Server::Nats(server) => Source::Nats(server.url()),
             Server::Mqtt(server) => Source::Mqtt(server.port()),
             Server::Amqp(server) => Source::Amqp(server.url()),
-        })
+        });
+        if let Server::Amqp(server) = self {
+            server.flush();
+        }
+        collector
     }
 
     /// It goes down: with SIGKILL, or where it keeps its state only when it ends in order, with SIGTERM.

@@ -92,7 +92,10 @@ impl TestBus for Rabbit {
     }
 
     async fn kill(&mut self) {
-        block_in_place(|| self.server().process.kill());
+        block_in_place(|| {
+            self.server().flush();
+            self.server().process.kill();
+        });
     }
 
     async fn restart(&mut self) {

@@ -21,11 +21,7 @@ const COUNT: usize = 20_000;
 async fn a_server_that_goes_away() {
     let mut server = block_in_place(RabbitMq::start);
     queue(&server, "hookbus", &["#"], FieldTable::default()).await;
-    // What the server has been told to keep is in a buffer of its database for up to two seconds, and would be lost with it.
-    block_in_place(|| {
-        server.wait_until_booted();
-        server.ctl(&["eval", "mnesia:sync_log()."]);
-    });
+    block_in_place(|| server.flush());
     nothing_is_lost(&mut server, super::servers::rabbitmq::RabbitMq::restart).await;
     nothing_is_lost(&mut server, |server| {
         server.process.stop();

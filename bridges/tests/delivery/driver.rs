@@ -183,7 +183,10 @@ async fn what_was_told_before_the_connection_broke_counts() {
     setup.server.script("3", &[Verdict::Break]);
     let bridge = setup.spawn();
     until("all are done", || setup.log.cursor() == 4).await;
-    assert_eq!((setup.server.sent(), bridge.status().counts.connects), (["1", "2", "3", "3"].map(String::from).into(), 2));
+    assert_eq!(
+        (setup.server.sent(), bridge.status().counts.connects),
+        (["1", "2", "3", "3"].map(String::from).into(), 2)
+    );
     assert_eq!((setup.server.bodies(), setup.dead.count(Some("b"))), (vec!["1".into(), "3".into()], 1));
 }
 
