@@ -224,6 +224,7 @@ fn retention_is_told_as_a_gap() {
     }
     let broker = attach(small());
     let mut lazy = broker.subscribe_durable(all("lazy"), "lazy", Start::Latest).expect("subscribe");
+    let (lost, unread) = (lazy.probe().lost(), lazy.probe().unread());
     let got = drain(&mut lazy);
     let Delivery::Gap(gap) = &got[0] else { panic!("the first {} are gone", published.len()) };
     assert_eq!(gap.first, published[0]);
@@ -231,6 +232,7 @@ fn retention_is_told_as_a_gap() {
     assert!(rest.len() > 100);
     assert_eq!(gap.last.get() + 1, rest[0].offset().get());
     assert_eq!(gap.count, published.len() as u64 - rest.len() as u64);
+    assert_eq!((lost, unread), (gap.count, rest.len() as u64), "it is known before it is read");
     assert!(rest.iter().map(hookbus_broker::Received::offset).eq(published.range(gap.count as usize..).copied()));
 }
 
@@ -440,6 +442,69 @@ fn a_cursor_of_rare_messages_follows() {
     }
     let broker = open(dir.path());
     assert_eq!(broker.journal().expect("attached").cursors()[0].position.get(), 2002);
+}
+
+/// Whoever looks sees that one that waits for something rare has nothing to do; and it has lost nothing when what isn't for it is deleted,
+/// whether it is ended before the journal or not.
+#[test]
+fn a_subscription_of_rare_messages_is_not_behind() {
+    let dir = tempfile::tempdir().expect("directory");
+    let small = || attach(options(dir.path()).max_bytes(4 << 20));
+    let rare = || SubscribeOptions::new("rare").prefix("rare");
+    for round in 0..3 {
+        let broker = small();
+        let mut durable = broker.subscribe_durable(rare(), "rare", Start::Latest).expect("subscribe");
+        let probe = durable.probe();
+        assert!(
+            durable.try_recv_batch(BatchLimit::default(), &mut Vec::new()).is_err(),
+            "round {round}: nothing is lost"
+        );
+        for _ in 0..800 {
+            broker.publish_blocking(Message::new("often", vec![b'x'; 10_000])).expect("publish");
+        }
+        assert_eq!((probe.unread(), probe.lost()), (0, 0));
+        let cursor = broker.journal().expect("attached").cursors().remove(0);
+        assert_eq!((cursor.position.get(), cursor.lag.messages), (broker.last_offset().get() + 1, 0));
+        broker.publish_blocking(Message::new("rare", "")).expect("publish");
+        assert_eq!(probe.unread(), 1);
+        let mut got = Vec::new();
+        assert!(durable.recv_batch_blocking(BatchLimit::default(), &mut got));
+        let [rare] = &messages(got)[..] else { panic!("it is alone") };
+        durable.commit(Offset::new(rare.offset().get() + 1));
+        assert!(durable.try_recv_batch(BatchLimit::default(), &mut Vec::new()).is_err());
+        for _ in 0..800 {
+            broker.publish_blocking(Message::new("often", vec![b'x'; 10_000])).expect("publish");
+        }
+        drop(durable);
+    }
+}
+
+/// Offsets that are passed over after a crash are nobody's, and don't count as waiting.
+#[test]
+fn a_jump_of_offsets_is_not_a_lag() {
+    let (dir, crashed) = (tempfile::tempdir().expect("directory"), tempfile::tempdir().expect("directory"));
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        let status = std::process::Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status();
+        assert!(status.expect("cp").success());
+    };
+    let mut dirs = (dir.path(), crashed.path());
+    for crash in 1..=3u64 {
+        let broker = open(dirs.0);
+        let durable = broker.subscribe_durable(all("late"), "late", Start::Earliest).expect("subscribe");
+        assert_eq!(durable.probe().unread(), (crash - 1) * 10);
+        for n in 0..10 {
+            broker.publish_blocking(Message::new("k", n.to_string())).expect("publish");
+        }
+        assert_eq!((durable.probe().unread(), durable.lag().messages), (crash * 10, crash * 10));
+        assert_eq!(crash == 1, broker.last_offset().get() == 10, "offsets have jumped");
+        std::fs::remove_dir_all(dirs.1).expect("the copy before is gone");
+        std::fs::create_dir(dirs.1).expect("directory");
+        copy(dirs.0, dirs.1);
+        dirs = (dirs.1, dirs.0);
+    }
+    let broker = open(dirs.0);
+    let mut late = broker.subscribe_durable(all("late"), "late", Start::Latest).expect("subscribe");
+    assert_eq!(messages(drain(&mut late)).len(), 30);
 }
 
 /// A journal that comes late gets what was kept for it, and every id is its own.

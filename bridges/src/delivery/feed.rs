@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 
-use hookbus_broker::{BatchLimit, Delivery, DurableSubscription, Offset, Received, Subscription};
+use hookbus_broker::{BatchLimit, Delivery, DurableSubscription, Offset, Received, Subscription, SubscriptionStats};
 
 /// What a bridge reads: a subscription of the broker, durable or not.
 pub trait Feed: Send + 'static {
@@ -52,8 +52,10 @@ impl fmt::Debug for Probe {
 pub struct FeedStats {
     /// Events that wait to be read.
     pub waiting: u64,
-    /// Events that were dropped.
+    /// Events that were dropped so far, told or not. A feed that only tells them by gaps leaves this at zero.
     pub dropped: u64,
+    /// Events that are lost and will be told by a gap.
+    pub lost: u64,
 }
 
 /// What is not committed comes again.
@@ -72,7 +74,7 @@ impl Feed for DurableSubscription {
 
     fn probe(&self) -> Probe {
         let probe = DurableSubscription::probe(self);
-        Probe::new(move || FeedStats { waiting: probe.unread(), dropped: 0 })
+        Probe::new(move || FeedStats { waiting: probe.unread(), dropped: 0, lost: probe.lost() })
     }
 }
 
@@ -97,7 +99,8 @@ impl Feed for Subscription {
         let handle = self.handle().clone();
         Probe::new(move || {
             let stats = handle.stats();
-            stats.map_or_else(FeedStats::default, |stats| FeedStats { waiting: stats.queued, dropped: stats.dropped })
+            let of = |stats: SubscriptionStats| FeedStats { waiting: stats.queued, dropped: stats.dropped, lost: 0 };
+            stats.map_or_else(FeedStats::default, of)
         })
     }
 }

@@ -174,7 +174,7 @@ impl Shared {
         let lag_millis = if undone == 0 { 0 } else { self.clock.now().as_millis().saturating_sub(oldest) };
         let mut counts = self.counters.read();
         // What was dropped behind what the bridge has read is not told to it yet.
-        counts.dropped = counts.dropped.max(feed.dropped);
+        counts.dropped = (counts.dropped + feed.lost).max(feed.dropped);
         let shown = self.shown.lock();
         BridgeStatus {
             name: (&*self.name).into(),

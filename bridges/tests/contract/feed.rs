@@ -137,7 +137,7 @@ impl Feed for LogFeed {
         Probe::new(move || {
             let end = log.shared.inner.lock().unwrap().entries.len();
             let waiting = end - *next.lock().unwrap();
-            FeedStats { waiting: waiting as u64, dropped: 0 }
+            FeedStats { waiting: waiting as u64, dropped: 0, lost: 0 }
         })
     }
 }

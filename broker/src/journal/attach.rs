@@ -365,11 +365,17 @@ impl JournalHandle {
 
     /// All cursors, by name.
     pub fn cursors(&self) -> Vec<CursorInfo> {
-        let info = |file: &Arc<CursorFile>| CursorInfo {
-            name: file.name.clone(),
-            position: Offset::new(file.position()),
-            lag: lag(&self.log, file.position(), file.oldest.load(Ordering::Relaxed)),
-            in_use: file.in_use.load(Ordering::Acquire),
+        let head = self.log.watermark();
+        let info = |file: &Arc<CursorFile>| {
+            if file.follow(head) {
+                self.log.cursor_moved();
+            }
+            CursorInfo {
+                name: file.name.clone(),
+                position: Offset::new(file.position()),
+                lag: lag(&self.log, file.position(), file.oldest.load(Ordering::Relaxed)),
+                in_use: file.in_use.load(Ordering::Acquire),
+            }
         };
         self.log.cursors.lock().values().map(info).collect()
     }

@@ -62,13 +62,33 @@ pub struct DurableSubscription {
 #[derive(Clone)]
 pub struct UnreadProbe {
     log: Arc<Log>,
+    cursor: Option<Arc<CursorFile>>,
     shown: Arc<AtomicU64>,
 }
 
 impl UnreadProbe {
-    /// Offsets between what was handed out and the newest message: no fewer than the messages that wait.
+    /// Offsets between what was handed out and the newest message, as far as the journal still has them: no fewer than the messages
+    /// that wait, and none where it waits for a message itself.
     pub fn unread(&self) -> u64 {
-        self.log.watermark().saturating_sub(self.shown.load(Ordering::Relaxed))
+        self.between().1
+    }
+
+    /// Offsets that the journal had to let go before they were handed out, and that are not told as a gap yet: no fewer than the messages
+    /// that are lost.
+    pub fn lost(&self) -> u64 {
+        self.between().0
+    }
+
+    fn between(&self) -> (u64, u64) {
+        let (first, next) = self.log.range();
+        let mut shown = self.shown.load(Ordering::Relaxed);
+        if let Some(cursor) = &self.cursor {
+            if cursor.follow(next) {
+                self.log.cursor_moved();
+            }
+            shown = shown.max(cursor.position());
+        }
+        (self.log.offsets_between(shown, first), self.log.offsets_between(shown.max(first), next))
     }
 }
 
@@ -140,7 +160,7 @@ impl DurableSubscription {
 
     /// What tells how much it has not handed out yet, also while it is being read.
     pub fn probe(&self) -> UnreadProbe {
-        UnreadProbe { log: Arc::clone(&self.log), shown: Arc::clone(&self.shown) }
+        UnreadProbe { log: Arc::clone(&self.log), cursor: self.cursor.clone(), shown: Arc::clone(&self.shown) }
     }
 
     /// Waits for something to be there, then puts as much as there is within `limit` into `into`. False when the broker was
@@ -309,12 +329,14 @@ impl DurableSubscription {
 /// How far a position is behind; `oldest` is the time of the oldest message that isn't done, or 0.
 pub(super) fn lag(log: &Log, position: u64, oldest: u64) -> Lag {
     let age = if oldest == 0 { 0 } else { log.options.clock.now().as_millis().saturating_sub(oldest) };
-    Lag { messages: log.watermark().saturating_sub(position), time: Duration::from_millis(age) }
+    Lag { messages: log.offsets_between(position, log.watermark()), time: Duration::from_millis(age) }
 }
 
 impl Drop for DurableSubscription {
     fn drop(&mut self) {
         if let Some(cursor) = &self.cursor {
+            // What has come since it waits is not for it, and need not be looked at again.
+            cursor.follow(self.log.watermark());
             cursor.idle.store(false, Ordering::Release);
             *cursor.reader.lock() = None;
             cursor.oldest.store(0, Ordering::Relaxed);

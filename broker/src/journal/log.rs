@@ -31,6 +31,8 @@ pub(crate) struct Log {
     pub(super) segments: Mutex<VecDeque<Arc<Segment>>>,
     /// Offsets below it are in the journal as durably as was asked for, as messages or as gaps.
     watermark: AtomicU64,
+    /// Offsets that nobody has: jumps after a crash, as far as they are known. Ranges from the first to the one behind the last, in order.
+    holes: Vec<(u64, u64)>,
     /// The offset behind the newest gap in the log.
     gap_end: AtomicU64,
     /// Offsets from here on may be given out once more after a crash.
@@ -73,6 +75,7 @@ impl Log {
         lock: File,
         segments: VecDeque<Arc<Segment>>,
         next: u64,
+        holes: Vec<(u64, u64)>,
         cursors: BTreeMap<String, Arc<CursorFile>>,
     ) -> Self {
         Log {
@@ -82,6 +85,7 @@ impl Log {
             _lock: lock,
             segments: Mutex::new(segments),
             watermark: AtomicU64::new(next),
+            holes,
             gap_end: AtomicU64::new(0),
             id_end: AtomicU64::new(next + RESERVE + SLACK),
             waiting: Mutex::new(Waiting::default()),
@@ -158,6 +162,12 @@ impl Log {
     pub(super) fn range(&self) -> (u64, u64) {
         let end = self.watermark();
         (self.segments.lock().front().map_or(end, |s| s.first), end)
+    }
+
+    /// How many offsets there are from `from` up to `to`, without those that are known to be nobody's.
+    pub(super) fn offsets_between(&self, from: u64, to: u64) -> u64 {
+        let empty = self.holes.iter().map(|&(first, end)| end.min(to).saturating_sub(first.max(from)));
+        to.saturating_sub(from).saturating_sub(empty.sum())
     }
 
     /// Notes damage that a reader came upon.

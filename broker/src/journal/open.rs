@@ -96,9 +96,19 @@ impl Journal {
             }
         };
         let (mut segments, tail) = open_segments(&segments, &state, &mut report)?;
+        let mut holes = tail.jumps.clone();
+        let between =
+            segments.iter().zip(segments.iter().skip(1)).map(|(_, segment)| (segment.previous, segment.first));
+        holes.extend(between.filter(|(end, first)| end < first));
+        holes.sort_unstable();
         report.clean = state.end.is_some() || report.created;
         let next = next_offset(&state, tail.next, &options, meta.is_some() || report.created);
         let lost = lost(&state, &tail, next);
+        // A gap that is told in place of them counts as one.
+        let end = tail.next + lost.map_or(0, |gap| gap.count);
+        if end < next {
+            holes.push((end, next));
+        }
         if let Some(last) = segments.back_mut() {
             let written = Written { bytes: tail.bytes, next: tail.next };
             last.grow(written, tail.time);
@@ -115,7 +125,7 @@ impl Journal {
         .map_err(JournalError::io("write", &meta_path))?;
         let cursors =
             open_cursors(&path.join("cursors"), segments.front().map_or(next, |s| s.first), &options, &mut report)?;
-        let log = Arc::new(Log::new(options, (state.log, state.salt), lock, segments, next, cursors));
+        let log = Arc::new(Log::new(options, (state.log, state.salt), lock, segments, next, holes, cursors));
         let mut writer = Writer::new(Arc::clone(&log), meta, tail.next.min(next));
         if let Some(gap) = lost {
             let done = writer.put_gap(gap).and_then(|()| writer.flush());
@@ -198,6 +208,8 @@ struct End {
     time: Timestamp,
     /// Whether records are missing at the end.
     damaged: bool,
+    /// Offsets that were passed over within the segment.
+    jumps: Vec<(u64, u64)>,
 }
 
 fn open_segments(
@@ -206,7 +218,7 @@ fn open_segments(
     report: &mut OpenReport,
 ) -> Result<(VecDeque<Arc<Segment>>, End), JournalError> {
     let mut segments: VecDeque<Arc<Segment>> = VecDeque::new();
-    let mut end = End { bytes: 0, next: 1, time: Timestamp::from_millis(0), damaged: false };
+    let mut end = End { bytes: 0, next: 1, time: Timestamp::from_millis(0), damaged: false, jumps: Vec::new() };
     let mut headers = Vec::new();
     for (first, path) in found {
         let file = File::options().read(true).write(true).open(path).map_err(JournalError::io("open", path))?;
@@ -240,15 +252,26 @@ fn open_segments(
 
 /// Reads the newest segment to its end, and clears away what is behind that.
 fn find_end(segment: &Segment, length: u64, state: &State, report: &mut OpenReport) -> io::Result<End> {
-    let mut end =
-        End { bytes: HEADER_BYTES.min(length), next: segment.first, time: segment.first_time, damaged: false };
+    let mut end = End {
+        bytes: HEADER_BYTES.min(length),
+        next: segment.first,
+        time: segment.first_time,
+        damaged: false,
+        jumps: Vec::new(),
+    };
     let mut chunk = Vec::new();
+    // What is damaged had offsets, too.
+    let mut skipped = false;
     while end.bytes < length {
-        if let Some((next, time, total)) = read_record(segment, end.bytes, length, state.salt, &mut chunk)? {
+        if let Some(record) = read_record(segment, end.bytes, length, state.salt, &mut chunk)? {
             segment.note(end.next, end.bytes);
-            end.next = next.max(end.next);
-            end.time = time;
-            end.bytes += total;
+            if record.first > end.next && !skipped {
+                end.jumps.push((end.next, record.first));
+            }
+            skipped = false;
+            end.next = record.next.max(end.next);
+            end.time = record.time;
+            end.bytes += record.bytes;
             continue;
         }
         let Some(data) = data_end(segment, end.bytes, length)? else { break };
@@ -258,6 +281,7 @@ fn find_end(segment: &Segment, length: u64, state: &State, report: &mut OpenRepo
             // Readers will come upon this, too, and tell it.
             report.damage.push(damage(position - end.bytes));
             end.bytes = position;
+            skipped = true;
             continue;
         }
         let bytes = data.end - end.bytes;
@@ -277,21 +301,33 @@ fn find_end(segment: &Segment, length: u64, state: &State, report: &mut OpenRepo
     Ok(end)
 }
 
-/// One record: the offset behind it, its time and its size.
+/// What is wanted of a record.
+struct Record {
+    first: u64,
+    /// The offset behind it.
+    next: u64,
+    time: Timestamp,
+    bytes: u64,
+}
+
+/// The record at this place, if there is a whole one.
 fn read_record(
     segment: &Segment,
     position: u64,
     length: u64,
     salt: u32,
     chunk: &mut Vec<u8>,
-) -> io::Result<Option<(u64, Timestamp, u64)>> {
+) -> io::Result<Option<Record>> {
     let longest = usize::try_from(length - position).unwrap_or(usize::MAX);
     let mut need = HEAD_BYTES.min(longest);
     loop {
         chunk.resize(need, 0);
         let read = read_at_most(&segment.file, chunk, position)?;
         match record::decode(&chunk[..read], longest, salt) {
-            Found::Record(stored, total) => return Ok(Some((stored.next(), stored.time(), total as u64))),
+            Found::Record(stored, total) => {
+                let (first, next, time) = (stored.first(), stored.next(), stored.time());
+                return Ok(Some(Record { first, next, time, bytes: total as u64 }));
+            }
             Found::More(more) if more > need => need = more,
             _ => return Ok(None),
         }

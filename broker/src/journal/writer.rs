@@ -230,6 +230,8 @@ impl Writer {
     /// Sets room aside for one more segment. The oldest one goes first, where all would be too large together. Returns false
     /// where that isn't enough.
     pub(super) fn prepare(&mut self) -> io::Result<bool> {
+        // Before anything is deleted: who waits for something rare has lost nothing of it, also after a crash.
+        self.move_idle_cursors();
         let bytes = self.log.options.segment_bytes();
         if !self.delete_down_to(self.log.options.max_bytes - bytes)? {
             return Ok(false);
