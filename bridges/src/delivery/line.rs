@@ -30,6 +30,9 @@ const BURST: usize = 64;
 /// How long a connection that takes nothing more is listened to.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// How often at most the log tells of lost events.
+const BETWEEN_LOSSES: Duration = Duration::from_secs(10);
+
 /// Why the connection is left.
 enum Leave {
     /// It is lost.
@@ -70,6 +73,10 @@ pub(super) struct Line<F> {
     op_deadline: Option<Instant>,
     timer: Pin<Box<Sleep>>,
     cemetery: Cemetery,
+    /// How many lost events the log was told of, and when.
+    losses_told: (u64, Option<Instant>),
+    /// How many events the bus has refused for good.
+    refused: u64,
     /// The time, as of the last look.
     now: Instant,
 }
@@ -124,6 +131,8 @@ impl<F: Feed> Line<F> {
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             cemetery,
             connected_at: None,
+            losses_told: (0, None),
+            refused: 0,
             now,
         }
     }
@@ -351,6 +360,7 @@ impl<F: Feed> Line<F> {
                 Some(Delivery::Gap(gap)) => {
                     self.dropped += gap.count;
                     add(&self.shared.counters.dropped, gap.count);
+                    self.tell_losses();
                 }
                 Some(Delivery::Message(event)) => {
                     let dropped = (self.dropped > 0).then_some(self.dropped);
@@ -377,8 +387,9 @@ impl<F: Feed> Line<F> {
                     add(&self.shared.counters.skipped, 1);
                     self.ledger.push_done(offset);
                 } else {
-                    let bytes = parcel.memory_bytes();
-                    self.ledger.push_condemned(offset, Arc::new(parcel), bytes, reason.to_string());
+                    let (bytes, reason) = (parcel.memory_bytes(), reason.to_string());
+                    self.tell_refusal(&reason);
+                    self.ledger.push_condemned(offset, Arc::new(parcel), bytes, reason);
                 }
             }
         }
@@ -423,6 +434,7 @@ impl<F: Feed> Line<F> {
             }
             Rejection::Permanent(reason) => {
                 self.shared.error(&reason);
+                self.tell_refusal(&reason);
                 if let Some(parcel) = self.ledger.condemn(ticket, reason) {
                     // Who gets the next letter is told of what was dropped before this one.
                     self.dropped += parcel.dropped.unwrap_or(0);
@@ -522,6 +534,11 @@ impl<F: Feed> Line<F> {
 
     /// A connection is there, which takes letters of this size.
     fn connected(&mut self, limits: Limits) {
+        // A connection that is lost over and over is told as its faults are.
+        if self.failures == 0 || self.failures.is_power_of_two() {
+            let (name, waiting) = (&self.shared.name, self.shared.status().lag_events);
+            tracing::info!("bridge {name}: connected to {}; {waiting} events wait for it", self.shared.address);
+        }
         self.silence = None;
         self.connected_at = Some(now());
         let limits = Limits { in_flight: limits.in_flight.max(1), ..limits };
@@ -566,6 +583,7 @@ impl<F: Feed> Line<F> {
     /// A connection is lost, or could not be had.
     fn fault(&mut self, fault: &Fault) {
         self.failures = self.failures.saturating_add(1);
+        self.tell_losses();
         let reason: Box<str> = fault.reason.as_str().into();
         self.shared.error(&reason);
         if self.failures.is_power_of_two() {
@@ -576,8 +594,37 @@ impl<F: Feed> Line<F> {
         self.shared.show(BridgeState::Connecting { attempt, reason: Some(reason), needs_help: fault.needs_help });
     }
 
+    /// Says in the log that an event can't be delivered; of many, not each.
+    fn tell_refusal(&mut self, reason: &str) {
+        self.refused += 1;
+        if self.refused <= 4 || self.refused.is_power_of_two() {
+            let (name, refused) = (&self.shared.name, self.refused);
+            tracing::warn!("bridge {name}: an event becomes a dead letter, the {refused}. since it began: {reason}");
+        }
+    }
+
+    /// Says in the log that events were lost, if more were since it said so last; not all the time.
+    fn tell_losses(&mut self) {
+        let (told, at) = self.losses_told;
+        if at.is_some_and(|at| now() < at + BETWEEN_LOSSES) {
+            return;
+        }
+        let all = self.shared.status().counts.dropped;
+        if all <= told {
+            return;
+        }
+        self.losses_told = (all, Some(now()));
+        let name = &self.shared.name;
+        tracing::warn!(
+            "bridge {name}: up to {} events are lost, {all} since it began: more came than its high-water mark or the journal may hold",
+            all - told
+        );
+    }
+
     /// Ends: counts what is left, and says so.
     async fn end(mut self) -> Abandoned {
+        self.losses_told.1 = None;
+        self.tell_losses();
         self.ledger.lost();
         self.connected_at = None;
         // What is being stored will be; until that is known, the cursor stays before it.
