@@ -61,7 +61,8 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         let group = Pid::from_raw(i32::try_from(self.0.id()).expect("a process id")).expect("not 0");
         if self.0.try_wait().is_ok_and(|status| status.is_none()) {
-            let _ = kill_process_group(group, Signal::INT);
+            // Not SIGINT: a shell in the background has its children ignore it.
+            let _ = kill_process_group(group, Signal::TERM);
         }
         let _ = self.0.wait();
     }
