@@ -298,7 +298,11 @@ async fn take_over(state: std::sync::Arc<daemon::State>) -> Owned {
         let state_dir = match taken.await {
             Ok(Ok(state_dir)) => Some(state_dir),
             Ok(Err(e @ StateDirError::Owned { .. })) => {
-                tell(format!("{e}. Subscribers are served here; hooks and the HTTP socket wait until it ends"), true);
+                let reason = format!(
+                    "{e}. Until it ends, subscribers on ZeroMQ are served here, and bridges, hooks and the HTTP socket get none of \
+                     oned's events; where it is a `hookbus serve` that is to have them, start this one as `hm --forward SOCKET`"
+                );
+                tell(reason, true);
                 tokio::time::sleep(LOOK_FOR_STATE_DIR).await;
                 continue;
             }
