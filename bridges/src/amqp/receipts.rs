@@ -108,6 +108,15 @@ struct Ready {
     is_last: bool,
 }
 
+impl Ready {
+    /// The first error with the server's words tells most; those behind it say that the channel is closed.
+    fn failed(&mut self, error: Error) {
+        if self.error.as_ref().is_none_or(|known| error::said(known).is_none()) {
+            self.error = Some(error);
+        }
+    }
+}
+
 impl AmqpReceipts {
     pub(super) fn new(
         link: Arc<Link>,
@@ -179,10 +188,7 @@ impl AmqpReceipts {
                 None
             }
             Err(error) => {
-                // The first one tells most; those behind it say that the channel is closed.
-                if ready.error.as_ref().is_none_or(|first| error::said(first).is_none()) {
-                    ready.error = Some(error);
-                }
+                ready.failed(error);
                 None
             }
         };
@@ -276,9 +282,7 @@ impl AmqpReceipts {
                 // What was confirmed before that counts.
                 let mut ready = Ready { is_last: true, ..Ready::default() };
                 self.take_ready(&mut ready);
-                if ready.error.as_ref().is_none_or(|known| error::said(known).is_none()) {
-                    ready.error = Some(error);
-                }
+                ready.failed(error);
                 self.decide(ready, into);
             }
             None => {

@@ -288,6 +288,7 @@ impl<F: Feed> Line<F> {
             }
             more = self.feed.recv_batch(BATCH, &mut self.read), if wants_events => {
                 self.feed_open = more;
+                self.count_losses();
                 self.pending.extend(self.read.drain(..));
                 Ok(())
             }
@@ -359,8 +360,6 @@ impl<F: Feed> Line<F> {
                 None => break,
                 Some(Delivery::Gap(gap)) => {
                     self.dropped += gap.count;
-                    add(&self.shared.counters.dropped, gap.count);
-                    self.tell_losses();
                 }
                 Some(Delivery::Message(event)) => {
                     let dropped = (self.dropped > 0).then_some(self.dropped);
@@ -600,6 +599,16 @@ impl<F: Feed> Line<F> {
         if self.refused <= 4 || self.refused.is_power_of_two() {
             let (name, refused) = (&self.shared.name, self.refused);
             tracing::warn!("bridge {name}: an event becomes a dead letter, the {refused}. since it began: {reason}");
+        }
+    }
+
+    /// Counts what was read to be lost: at once, since the feed counts it no longer.
+    fn count_losses(&mut self) {
+        let lost = |delivery: &Delivery<Received>| if let Delivery::Gap(gap) = delivery { gap.count } else { 0 };
+        let lost: u64 = self.read.iter().map(lost).sum();
+        if lost > 0 {
+            add(&self.shared.counters.dropped, lost);
+            self.tell_losses();
         }
     }
 

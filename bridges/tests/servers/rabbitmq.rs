@@ -90,8 +90,8 @@ impl RabbitMq {
         said
     }
 
-    /// Has what was declared written to disk. RabbitMQ 3.10 has lost a durable binding, seen with another client as well, when it was killed right
-    /// after it had confirmed it; what is published then comes back as unroutable.
+    /// Has what was declared written to disk. RabbitMQ 3.10 was seen, with another client as well, to return everything as unroutable when it had been
+    /// killed soon after a durable binding was confirmed: not since this is called first, though why is not proven.
     pub fn flush(&self) {
         self.wait_until_booted();
         self.ctl(&["eval", "mnesia:sync_log()."]);
