@@ -81,7 +81,9 @@ impl Broker {
     pub fn publish_blocking(&self, mut message: Message) -> Result<Offset, PublishError> {
         let mut patience = Patience::up_to(THREAD_LOOKS);
         loop {
-            match self.shared.publish_one(&mut message, Pressure::Refuse, None) {
+            match self
+                .standing_in(|| self.shared.publish_one(&mut message, Pressure::Refuse, None), |&offset| Some(offset))
+            {
                 Ok(offset) => return self.journaled_blocking(offset).map(|()| offset),
                 Err(TryPublishError::Refused(e)) => return Err(e),
                 Err(TryPublishError::WouldBlock) if patience.look_again() => patience.pause(),
@@ -139,7 +141,16 @@ impl Broker {
     /// # Errors
     /// When the first message can't be published; then nothing was.
     pub fn publish_batch_blocking(&self, batch: &mut VecDeque<Message>) -> Result<usize, PublishError> {
-        block_on(self.publish_batch(batch))
+        let published = self.standing_in(|| self.shared.publish_many(batch, Pressure::Refuse, None), |&(_, last)| last);
+        let (done, last) = match published {
+            Err(TryPublishError::Refused(e)) => return Err(e),
+            Err(TryPublishError::WouldBlock) => return block_on(self.publish_batch(batch)),
+            Ok(published) => published,
+        };
+        // What is refused stays in the batch; what was accepted before it counts.
+        let rest = if batch.is_empty() { 0 } else { block_on(self.publish_batch(batch)).unwrap_or(0) };
+        last.map_or(Ok(()), |last| self.journaled_blocking(last))?;
+        Ok(done + rest)
     }
 
     /// Publishes messages from the front of `batch` until one would block or is refused. Returns how many were accepted.
@@ -168,6 +179,30 @@ impl Broker {
             Some(attached) => attached.journaled(offset).await,
             None => Ok(()),
         }
+    }
+
+    /// Publishes and, where nobody else is about to, writes to the journal what was published, up to the offset that `last` tells.
+    #[cfg(feature = "journal")]
+    fn standing_in<T>(
+        &self,
+        publish: impl FnOnce() -> Result<T, TryPublishError>,
+        last: impl FnOnce(&T) -> Option<Offset>,
+    ) -> Result<T, TryPublishError> {
+        let stand_in = self.shared.journal.get().and_then(crate::journal::Attached::stand_in);
+        let published = publish()?;
+        if let (Some(stand_in), Some(last)) = (stand_in, last(&published)) {
+            stand_in.write_to(last);
+        }
+        Ok(published)
+    }
+
+    #[cfg(not(feature = "journal"))]
+    fn standing_in<T>(
+        &self,
+        publish: impl FnOnce() -> Result<T, TryPublishError>,
+        _: impl FnOnce(&T) -> Option<Offset>,
+    ) -> Result<T, TryPublishError> {
+        publish()
     }
 
     #[cfg(feature = "journal")]

@@ -175,7 +175,7 @@ impl Subscription {
     }
 
     /// Leaves `waker` to be woken, unless there is something already.
-    fn poll_sleep(&mut self, waker: &Waker) -> Poll<()> {
+    pub(crate) fn poll_sleep(&mut self, waker: &Waker) -> Poll<()> {
         #[cfg(feature = "journal")]
         if let Some(spill) = self.spill.as_mut().filter(|s| s.is_pending()) {
             return spill.poll_ready(&mut Context::from_waker(waker));

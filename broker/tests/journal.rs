@@ -650,3 +650,94 @@ async fn a_publish_that_is_cancelled_late_is_published() {
     assert_eq!(payloads(got), ["kept"]);
     let _ = Arc::strong_count(&disk);
 }
+
+/// Publishers that write for themselves, those that wait for the thread and those that don't wait at all share one log, over a disk that
+/// breaks now and then: what was acknowledged is there once, in each publisher's order.
+#[test]
+fn publishers_of_all_kinds_share_the_log() {
+    const EACH: u64 = 3000;
+    let dir = tempfile::tempdir().expect("directory");
+    let disk = FaultyDisk::new();
+    let broker = attach(options(dir.path()).disk(disk.clone()));
+    let message = |who: u64, n: u64| Message::new("k", format!("{who}/{n}/{}", ".".repeat((n % 700) as usize)));
+    let refused = |e: PublishError| assert!(matches!(e, PublishError::Journal(JournalFault::Failing(_))), "{e}");
+    std::thread::scope(|scope| {
+        let mut publishers = Vec::new();
+        for who in 0..3 {
+            let broker = &broker;
+            publishers.push(scope.spawn(move || {
+                for n in 0..EACH {
+                    while let Err(e) = broker.publish_blocking(message(who, n)) {
+                        refused(e);
+                    }
+                }
+            }));
+        }
+        publishers.push(scope.spawn(|| {
+            let mut batch: VecDeque<_> = (0..EACH).map(|n| message(3, n)).collect();
+            while !batch.is_empty() {
+                let mut part: VecDeque<_> = batch.drain(..batch.len().min(70)).collect();
+                while let Err(e) = broker.publish_batch_blocking(&mut part) {
+                    refused(e);
+                }
+                part.into_iter().rev().for_each(|m| batch.push_front(m));
+            }
+        }));
+        publishers.push(scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
+            for n in 0..EACH {
+                while let Err(e) = runtime.block_on(broker.publish(message(4, n))) {
+                    refused(e);
+                }
+            }
+        }));
+        publishers.push(scope.spawn(|| {
+            for n in 0..EACH {
+                broker.publish_now(message(5, n)).expect("publish");
+                std::thread::yield_now();
+            }
+        }));
+        while publishers.iter().any(|p| !p.is_finished()) {
+            disk.set_broken(true);
+            std::thread::sleep(Duration::from_millis(2));
+            disk.set_broken(false);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let mut durable = broker.subscribe_from(all("all"), Start::Earliest).expect("subscribe");
+    let got = payloads(drain(&mut durable));
+    let mut next = [0; 6];
+    for payload in &got {
+        let mut parts = payload.split('/').map(str::parse::<u64>);
+        let (Some(Ok(who)), Some(Ok(n))) = (parts.next(), parts.next()) else { panic!("{payload}") };
+        assert_eq!(n, std::mem::replace(&mut next[who as usize], n + 1), "of publisher {who}");
+    }
+    assert_eq!(next, [EACH; 6]);
+    broker.close_journal();
+    drop((broker, durable));
+    assert!(Journal::open(options(dir.path())).expect("open").report().clean);
+}
+
+/// Who writes for himself on a disk that is broken waits; where the broker is closed meanwhile, he is told in the end that it failed, and
+/// so is who waited behind him.
+#[test]
+fn a_publisher_is_told_when_writing_is_given_up() {
+    let dir = tempfile::tempdir().expect("directory");
+    let disk = FaultyDisk::new();
+    let broker = attach(options(dir.path()).disk(disk.clone()));
+    broker.publish_blocking(Message::new("k", "written")).expect("publish");
+    let mut memory = broker.subscribe(all("memory"));
+    disk.set_broken(true);
+    std::thread::scope(|scope| {
+        let publisher = scope.spawn(|| broker.publish_blocking(Message::new("k", "not written")));
+        memory.recv_blocking().expect("it was accepted");
+        broker.close_journal();
+        let error = publisher.join().expect("publisher").expect_err("it isn't in the journal");
+        assert_eq!(error, PublishError::Journal(JournalFault::Closed));
+    });
+    disk.set_broken(false);
+    drop((broker, memory));
+    let broker = open(dir.path());
+    let mut durable = broker.subscribe_from(all("all"), Start::Earliest).expect("subscribe");
+    assert_eq!(payloads(drain(&mut durable)), ["written"]);
+}

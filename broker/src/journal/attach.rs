@@ -11,8 +11,9 @@ use super::error::{JournalError, JournalFault};
 use super::gate::{Gate, Signals};
 use super::log::Log;
 use super::open::Journal;
+use super::options::Durability;
 use super::reader::Reader;
-use super::scribe::{BATCH, Scribe};
+use super::scribe::{self, BATCH, Scribe, StandIn};
 use super::writer::Writer;
 use crate::broker::Broker;
 use crate::error::PublishError;
@@ -22,11 +23,11 @@ use crate::publish::Shared;
 use crate::subscription::Subscription;
 
 /// A journal that a broker has.
-#[derive(Debug)]
 pub(crate) struct Attached {
     pub(crate) log: Arc<Log>,
     /// The first offset of the broker that counts in the journal's log.
     from: u64,
+    scribe: Arc<scribe::Shared>,
 }
 
 impl Attached {
@@ -38,6 +39,12 @@ impl Attached {
     /// Whether the journal may have the message of that offset.
     pub(crate) fn has(&self, offset: Offset) -> bool {
         offset.get() >= self.from
+    }
+
+    /// Takes the writing thread's place, where the caller may block and would only wait for it.
+    pub(crate) fn stand_in(&self) -> Option<StandIn<'_>> {
+        let shares_syncs = self.log.options.durability == Durability::Fsync;
+        if shares_syncs { None } else { StandIn::new(&self.scribe) }
     }
 
     /// Waits until the journal has what was published under that offset.
@@ -188,7 +195,7 @@ impl JournalHold {
             // Offsets rise for those who are subscribed already, whichever log they count in.
             p.next = p.next.max(next);
             log.advance(p.next);
-            let attached = Attached { log: Arc::clone(log), from: p.next };
+            let attached = Attached { log: Arc::clone(log), from: p.next, scribe: Arc::default() };
             shared.journal.set(attached).map_err(|_| JournalError::Attached)?;
             let member = subscription.handle().member();
             if let Some(bytes) = log.options.queue_bytes {
@@ -214,9 +221,15 @@ impl JournalHold {
 /// Starts the thread that writes.
 fn start(hold: JournalHold, log: &Arc<Log>, writer: Writer, signals: Arc<Signals>) -> Result<(), JournalError> {
     let JournalHold { broker, subscription, .. } = hold;
-    let scribe = Scribe::new(writer, subscription, signals);
-    let thread = thread::Builder::new().name("journal".into()).spawn(move || scribe.run());
-    let thread = thread.map_err(log.io("start the thread of"))?;
+    let attached = broker.shared.journal.get().expect("it was attached just now");
+    let shared = Arc::clone(&attached.scribe);
+    *shared.lock() = Some(Scribe::new(writer, subscription, signals));
+    let thread = thread::Builder::new().name("journal".into()).spawn(move || scribe::run(&shared));
+    let thread = thread.map_err(|error| {
+        let scribe = attached.scribe.lock().take();
+        drop(scribe);
+        log.io("start the thread of")(error)
+    })?;
     let _ = log.thread.set(thread.thread().clone());
     broker.life.set(thread);
     Ok(())

@@ -2,7 +2,8 @@
 //!
 //! # One subscriber among many
 //!
-//! The journal is a subscription of the broker that matches everything, read by one thread (`scribe.rs`).
+//! The journal is a subscription of the broker that matches everything, read by one thread, or by a publisher that writes in its place
+//! while it sleeps (`scribe.rs`).
 //! So memory subscribers never wait for the disk, the order is the broker's, and lanes know nothing of files. What is its own:
 //!
 //! - It is alone in its group, with the policy *block* and a bound in bytes. Towards publishers that can't wait it turns the new
@@ -99,8 +100,8 @@
 //!
 //! # Threads and locks
 //!
-//! The thread `journal` owns the writer, and wakes who waits for the watermark. Beyond the locks in `sync.rs`, in this order, behind
-//! `Shared::publishing` and before `Member::cursor`: `Log::cursors`, `CursorFile::reader`. Leaves: `Log::segments`, `Log::waiting`, those of a segment and of
+//! Who writes, the thread `journal` or a publisher in its place, holds the scribe's lock, which comes before all others, and wakes who waits
+//! for the watermark. Beyond the locks in `sync.rs`, in this order, behind `Shared::publishing` and before `Member::cursor`: `Log::cursors`, `CursorFile::reader`. Leaves: `Log::segments`, `Log::waiting`, those of a segment and of
 //! a cursor's file. With `cursors` held files are read and written; nobody who publishes or reads waits for it.
 
 mod attach;

@@ -1,8 +1,14 @@
-//! The thread that writes.
+//! The thread that writes, and publishers that stand in for it.
 //!
-//! It takes what is queued for the journal in batches, has the [`Writer`] put each into the buffer and write it, and sees to
+//! The scribe takes what is queued for the journal in batches, has the [`Writer`] put each into the buffer and write it, and sees to
 //! everything that has to be done now and then: segments made ready ahead, offsets set aside, cursors saved, what is too old deleted.
 //! What fails is tried again, for ever, with pauses; only when the broker was closed it gives up after some attempts.
+//!
+//! To wake the thread and to be woken by it costs a publisher more than to write. So the scribe sits behind a lock, which the thread
+//! lets go of while it sleeps, and a publisher that blocks its own thread anyway takes it before it publishes, where it is free
+//! ([`StandIn`]): it publishes, writes, and goes. It does the plain case only: whatever is left then, or is more than to write, is the
+//! thread's, which is woken. One that finds the lock taken publishes and waits: whoever has the lock sees its message before
+//! he lets go. Where a sync follows each write, nobody stands in: there, waking is cheap beside it, and those who wait share a sync.
 
 use std::io;
 use std::sync::Arc;
@@ -11,12 +17,14 @@ use std::task::{Context, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
+
 use super::error::JournalFault;
 use super::gate::Signals;
 use super::log::Log;
 use super::writer::Writer;
 use crate::error::TryRecvError;
-use crate::message::{Delivery, Gap};
+use crate::message::{Delivery, Gap, Offset};
 use crate::options::BatchLimit;
 use crate::publish::{Publishing, tell_waiters};
 use crate::subscription::{Subscription, SubscriptionHandle};
@@ -35,10 +43,19 @@ const LAST_ATTEMPTS: u32 = 10;
 /// Segments that may be ready: more are not made, even when all of them are promised.
 const MOST_READY: u32 = 2;
 
-/// The thread's own.
-pub(super) struct Scribe {
+/// The scribe, for whoever may be it. Nobody is, once the journal is closed.
+///
+/// In the order of locks it comes before all others of the broker.
+pub(crate) type Shared = Mutex<Option<Scribe>>;
+
+/// Who writes.
+pub(crate) struct Scribe {
     desk: Desk,
     subscription: Subscription,
+    /// Wakes the thread; from when it first runs.
+    waker: Option<Waker>,
+    /// Nothing more can be written.
+    gave_up: bool,
 }
 
 /// All of it but the queue.
@@ -62,6 +79,69 @@ struct Desk {
 /// Writing was given up, because the broker is closed and it fails.
 struct GaveUp;
 
+/// Why nothing more is written.
+enum Over {
+    Closed,
+    GaveUp,
+}
+
+impl From<GaveUp> for Over {
+    fn from(_: GaveUp) -> Self {
+        Over::GaveUp
+    }
+}
+
+/// Why nothing was written.
+enum Unwritten {
+    Nothing(TryRecvError),
+    GaveUp,
+}
+
+impl From<GaveUp> for Unwritten {
+    fn from(_: GaveUp) -> Self {
+        Unwritten::GaveUp
+    }
+}
+
+/// What the thread has to do next.
+enum Next {
+    /// To write what was queued in the meantime.
+    Write,
+    /// To sleep until it is woken, or until then.
+    Sleep(Option<Instant>),
+}
+
+/// Runs the thread: writes until the broker is closed.
+pub(super) fn run(shared: &Shared) {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    loop {
+        let mut scribe = shared.lock();
+        let Some(at_work) = &mut *scribe else { return };
+        at_work.waker.get_or_insert_with(|| waker.clone());
+        match at_work.write_all(&mut Context::from_waker(&waker)) {
+            Ok(Next::Write) => {}
+            Ok(Next::Sleep(until)) => {
+                drop(scribe);
+                match until {
+                    Some(at) => thread::park_timeout(at.saturating_duration_since(Instant::now())),
+                    None => thread::park(),
+                }
+            }
+            Err(over) => {
+                if let Over::Closed = over {
+                    // The mark is all that is missing, if it can't be written: then the next one to open it reads more.
+                    let _ = at_work.desk.insist(Writer::close);
+                }
+                at_work.desk.log.end();
+                let over = scribe.take();
+                drop(scribe);
+                drop(over);
+                return;
+            }
+        }
+    }
+}
+
 impl Scribe {
     pub(super) fn new(writer: Writer, subscription: Subscription, signals: Arc<Signals>) -> Self {
         let desk = Desk {
@@ -75,47 +155,90 @@ impl Scribe {
             save: None,
             age: Instant::now(),
         };
-        Scribe { desk, subscription }
+        Scribe { desk, subscription, waker: None, gave_up: false }
     }
 
-    /// Writes until the broker is closed.
-    pub(super) fn run(mut self) {
-        if self.write_all().is_ok() {
-            // The mark is all that is missing, if it can't be written: then the next one to open it reads more.
-            let _ = self.desk.insist(Writer::close);
+    /// Writes what is queued, and does what is due.
+    fn write_all(&mut self, cx: &mut Context<'_>) -> Result<Next, Over> {
+        if self.gave_up {
+            return Err(Over::GaveUp);
         }
-        self.desk.log.end();
-    }
-
-    fn write_all(&mut self) -> Result<(), GaveUp> {
-        let Scribe { desk, subscription } = self;
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
-        let mut cx = Context::from_waker(&waker);
-        loop {
-            let taken =
-                subscription.try_recv_batch(BATCH).map(|batch| batch.iter().try_for_each(|item| desk.put(item)));
-            match taken {
-                Ok(put) => {
-                    put?;
-                    desk.insist(Writer::flush)?;
-                    desk.reserve()?;
+        let mut next = Next::Write;
+        match self.write_batch() {
+            Ok(()) => {}
+            Err(Unwritten::GaveUp) => return Err(Over::GaveUp),
+            Err(Unwritten::Nothing(TryRecvError::Ended)) => {
+                let desk = &mut self.desk;
+                if let Some(gap) = desk.gap.take() {
+                    desk.insist(|w| w.put_gap(gap))?;
                 }
-                Err(TryRecvError::Ended) => {
-                    if let Some(gap) = desk.gap.take() {
-                        desk.insist(|w| w.put_gap(gap))?;
-                    }
-                    return desk.insist(Writer::flush);
-                }
-                Err(TryRecvError::Empty) => {
-                    if subscription.poll_ready(&mut cx).is_pending() && !desk.settle()? {
-                        match desk.next_duty() {
-                            Some(at) => thread::park_timeout(at.saturating_duration_since(Instant::now())),
-                            None => thread::park(),
-                        }
-                    }
+                desk.insist(Writer::flush)?;
+                return Err(Over::Closed);
+            }
+            Err(Unwritten::Nothing(TryRecvError::Empty)) => {
+                if self.subscription.poll_ready(cx).is_pending() && !self.desk.settle()? {
+                    next = Next::Sleep(None);
                 }
             }
-            desk.do_duties();
+        }
+        self.desk.do_duties();
+        Ok(match next {
+            Next::Sleep(_) => Next::Sleep(self.desk.next_duty()),
+            Next::Write => Next::Write,
+        })
+    }
+
+    /// Writes some of what is queued.
+    fn write_batch(&mut self) -> Result<(), Unwritten> {
+        let Scribe { desk, subscription, .. } = self;
+        let batch = subscription.try_recv_batch(BATCH).map_err(Unwritten::Nothing)?;
+        batch.iter().try_for_each(|item| desk.put(item))?;
+        drop(batch);
+        desk.insist(Writer::flush)?;
+        desk.reserve()?;
+        Ok(())
+    }
+}
+
+/// A publisher in the thread's place, from before it publishes. When it goes, the thread is woken if anything is left to do.
+pub(crate) struct StandIn<'a> {
+    scribe: MutexGuard<'a, Option<Scribe>>,
+}
+
+impl<'a> StandIn<'a> {
+    /// Takes the thread's place, unless that is taken, or there is more to do than to write.
+    pub(super) fn new(shared: &'a Shared) -> Option<Self> {
+        let scribe = shared.try_lock()?;
+        let at_work = scribe.as_ref()?;
+        if at_work.waker.is_none() || at_work.gave_up || !at_work.desk.is_plain() {
+            return None;
+        }
+        // Whoever publishes finds nobody to wake.
+        at_work.desk.handle.member().waker.lock().take();
+        Some(StandIn { scribe })
+    }
+
+    /// Writes what is queued up to the message of that offset.
+    pub(crate) fn write_to(mut self, offset: Offset) {
+        let Some(scribe) = &mut *self.scribe else { return };
+        while scribe.desk.log.watermark() <= offset.get() {
+            match scribe.write_batch() {
+                Ok(()) => {}
+                Err(Unwritten::Nothing(_)) => return,
+                Err(Unwritten::GaveUp) => {
+                    scribe.gave_up = true;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for StandIn<'_> {
+    fn drop(&mut self) {
+        let Some(Scribe { desk, subscription, waker: Some(waker), gave_up }) = &mut *self.scribe else { return };
+        if subscription.poll_sleep(waker).is_ready() || *gave_up || !desk.is_plain() {
+            waker.wake_by_ref();
         }
     }
 }
@@ -250,10 +373,20 @@ impl Desk {
         }
     }
 
+    /// Whether a segment should be made ready, so that there is one that isn't promised to anybody.
+    fn wants_segment(&self) -> bool {
+        self.signals.spares.load(Ordering::Relaxed) == 0 && self.writer.ready_segments() < MOST_READY
+    }
+
+    /// Whether nothing has to be done but to write what is queued, and nothing in the way of that.
+    fn is_plain(&self) -> bool {
+        let settled = self.gap.is_none() && !self.signals.unsettled.load(Ordering::Acquire);
+        settled && !self.failing && self.retry.is_none() && !self.wants_segment()
+    }
+
     /// Has a segment ready that isn't promised to anybody.
     fn make_ready(&mut self) {
-        let wanted = self.signals.spares.load(Ordering::Relaxed) == 0 && self.writer.ready_segments() < MOST_READY;
-        if !wanted {
+        if !self.wants_segment() {
             if self.retry.take().is_some() {
                 self.log.failing.lock().take();
             }
