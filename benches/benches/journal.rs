@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -30,8 +31,12 @@ fn payloads() -> Vec<Bytes> {
     (0..1024).map(payload).collect()
 }
 
-fn key(n: usize) -> String {
-    format!("EVENT VM {}/ACTIVE/RUNNING ", n % 1000)
+/// Keys, made beforehand as payloads are.
+static KEYS: LazyLock<Vec<String>> =
+    LazyLock::new(|| (0..1000).map(|n| format!("EVENT VM {n}/ACTIVE/RUNNING ")).collect());
+
+fn key(n: usize) -> &'static str {
+    &KEYS[n % KEYS.len()]
 }
 
 /// Writes so many events in batches of that size; returns how long it took, in seconds.

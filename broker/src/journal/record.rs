@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use crc_fast::{CrcAlgorithm, Digest};
 
 use crate::message::{Gap, Keys, MAX_KEYS, MAX_KEYS_BYTES, Offset, Origin, Timestamp};
 
@@ -107,8 +108,11 @@ fn padded(length: usize) -> usize {
     (length + TRAILER.len()).next_multiple_of(ALIGN)
 }
 
-fn checksum(salt: u32, bytes: &[u8]) -> u32 {
-    crc32c::crc32c_append(salt, bytes)
+/// The CRC-32C (Castagnoli, as in iSCSI) of what has the CRC-32C `start`, followed by `bytes`.
+pub(super) fn checksum(start: u32, bytes: &[u8]) -> u32 {
+    let mut digest = Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, u64::from(!start));
+    digest.update(bytes);
+    digest.finalize() as u32 // it has 32 bits
 }
 
 /// What stands at a place in a segment.
@@ -295,3 +299,16 @@ impl<'a> StoredMessage<'a> {
 }
 
 const _: () = assert!(MAX_KEYS <= u8::MAX as usize && MAX_KEYS_BYTES <= u16::MAX as usize);
+
+#[cfg(test)]
+mod tests {
+    use super::checksum;
+
+    /// What is on disks must be read for ever. The check value is that of CRC catalogues; 32 zeros are in RFC 3720, appendix B.4.
+    #[test]
+    fn the_checksum_is_crc_32c() {
+        assert_eq!(checksum(0, b"123456789"), 0xe306_9283);
+        assert_eq!(checksum(0, &[0; 32]), 0x8a91_36aa);
+        assert_eq!(checksum(checksum(0, b"12345"), b"6789"), 0xe306_9283, "it goes on where the first part ended");
+    }
+}

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::disk::read_at_most;
+use super::record::checksum;
 use crate::message::{LogId, Timestamp};
 
 /// What a file begins with; records follow.
@@ -37,7 +38,7 @@ impl Header {
         for (at, number) in [(16, self.log.get()), (24, self.first), (32, self.previous), (40, self.time.as_millis())] {
             bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
         }
-        let crc = crc32c::crc32c(&bytes[12..]);
+        let crc = checksum(0, &bytes[12..]);
         bytes[8..12].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
@@ -46,7 +47,7 @@ impl Header {
         let bytes = bytes.first_chunk::<{ HEADER_BYTES as usize }>()?;
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let number = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
-        let right = bytes[..8] == MAGIC && crc32c::crc32c(&bytes[12..]) == u32_at(8);
+        let right = bytes[..8] == MAGIC && checksum(0, &bytes[12..]) == u32_at(8);
         right.then(|| Header {
             log: LogId::new(number(16)),
             salt: u32_at(12),

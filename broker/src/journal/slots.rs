@@ -16,6 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::disk::Disk;
+use super::record::checksum;
 
 const MAGIC: [u8; 4] = *b"HBs1";
 const SLOT_BYTES: u64 = 4096;
@@ -72,7 +73,7 @@ impl Slots {
         bytes.extend_from_slice(&number.to_le_bytes());
         bytes.extend_from_slice(&(value.len() as u32).to_le_bytes());
         bytes.extend_from_slice(value);
-        let crc = crc32c::crc32c(&bytes[8..]);
+        let crc = checksum(0, &bytes[8..]);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
         disk.write_at(&self.file, &bytes, number % 2 * SLOT_BYTES)?;
         self.number = number;
@@ -95,6 +96,6 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let length = u32::from_le_bytes(head[16..20].try_into().ok()?) as usize;
     let value = rest.get(..length)?;
     let crc = u32::from_le_bytes(head[4..8].try_into().ok()?);
-    let right = head[..4] == MAGIC && crc32c::crc32c(&bytes[8..HEAD_BYTES + length]) == crc;
+    let right = head[..4] == MAGIC && checksum(0, &bytes[8..HEAD_BYTES + length]) == crc;
     right.then_some((u64::from_le_bytes(head[8..16].try_into().ok()?), value))
 }
