@@ -1,6 +1,6 @@
 //! The journal as operators and scripts meet it: the past read again, cursors, dead letters.
 
-use std::process::Output;
+use std::process::{Command, Output};
 
 use hookbus_tests::servers::nats::NatsServer;
 use hookbus_tests::{HmOptions, Home, Kind, Server, events, wait_until};
@@ -187,4 +187,57 @@ fn a_driver_delivers_to_a_bus_also_what_came_before_it_had_its_journal() {
     let bridge = home.until_bridge("nats", "to have delivered all of them", |bridge| bridge["confirmed"] == 60);
     assert_eq!(bridge["duplicates"], 0, "one log goes on where the other process left it: no id stands for two events");
     hm.finalize();
+}
+
+/// A disk that is really full, and has room again: what doesn't fit is refused before anybody has it, what was accepted is kept, and
+/// hookbus goes on by itself.
+#[test]
+fn a_full_disk_and_back() {
+    let home = Home::new("[journal]\nenabled = true\nmax_bytes = \"64MiB\"\n");
+    let disk = home.path().join("disk");
+    std::fs::create_dir(&disk).expect("a directory");
+    let disk = disk.to_str().expect("a plain path").to_owned();
+    home.configure(&format!("[journal]\nenabled = true\nmax_bytes = \"64MiB\"\npath = \"{disk}/journal\"\n"));
+    let mount = "mount -t tmpfs -o size=24m,mode=777 none \"$0\" && head -c 12M /dev/zero > \"$0/ballast\" && exec /usr/bin/python3 \"$@\"";
+    // A file system of its own, seen by the daemon alone.
+    let mut own = Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        own.arg("--map-root-user");
+    }
+    own.args(["--mount", "--", "sh", "-c", mount, &disk]);
+    let serve = home.ready(home.launcher().through(own).spawn());
+    let mut memory = home.follow("prefix=full%2F");
+
+    let content = vec![b'x'; 100_000];
+    let mut accepted = Vec::new();
+    let refused = loop {
+        let key = format!("full/{}", accepted.len());
+        let answer = home.request("POST", "/v1/events", &[("ce-hookbuskey", &key)], &content).expect("an answer");
+        match answer.status {
+            202 => accepted.push(key),
+            _ => break answer,
+        }
+        assert!(accepted.len() < 300, "there is no room for so many");
+    };
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert!(refused.text().contains("the journal's disk is full"), "{}", refused.text());
+    assert!(accepted.len() >= 40, "room that was set aside is used: {}", accepted.len());
+    assert!(text(&home.run(&["status"])).contains("No space left on device"), "{}", text(&home.run(&["status"])));
+
+    std::fs::remove_file(format!("/proc/{}/root{disk}/ballast", serve.program.pid())).expect("it is there");
+    wait_until("it to go on", || {
+        let key = format!("full/{}", accepted.len());
+        let answer = home.request("POST", "/v1/events", &[("ce-hookbuskey", &key)], &content).expect("an answer");
+        if answer.status != 202 {
+            return Err(answer.text());
+        }
+        accepted.push(key);
+        Ok(())
+    });
+    let mut past = home.follow("from=earliest&prefix=full%2F");
+    for key in &accepted {
+        assert_eq!(memory.event().data["hookbuskey"], **key, "what was refused went to nobody");
+        assert_eq!(past.event().data["hookbuskey"], **key, "and what was accepted is there");
+    }
+    serve.stop();
 }
