@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use hookbus_tests::{Launcher, hookbus, wait_until};
+use hookbus_tests::{Home, Launcher, hookbus, wait_until};
 use tempfile::TempDir;
 
 /// Written like the file that OpenNebula brings: comments that look like attributes, vectors in several styles, quoted values
@@ -289,4 +289,25 @@ fn oned_can_start_what_is_written() {
     assert!(hm.wait("FINALIZE").success());
     let written = String::from_utf8_lossy(hm.stdout.seen()).into_owned();
     assert!(written.starts_with("INIT SUCCESS - -") && !written.contains("LOG E"), "{written}");
+}
+
+/// Beside a service the driver has to hand events over: that is said, with the command, until it does.
+#[test]
+fn a_service_on_the_machine_is_noticed() {
+    let (site, home) = (Site::new(), Home::default());
+    let serve = home.serve();
+    let config = home.path().join("hookbus.toml");
+    let config = ["--config", config.to_str().expect("UTF-8")];
+    let told = text(&site.one("enable", &config), 0);
+    let command = format!("--forward {}", home.path().join("hookbus.sock").display());
+    let line = told.lines().find(|line| line.ends_with(&command)).unwrap_or_else(|| panic!("{told}"));
+    assert!(text(&site.one("status", &config), 0).contains(line));
+
+    let arguments = line.split_once(" -- ").expect("the arguments").1;
+    let told = text(&site.one("enable", &[&config[..], &["--", arguments]].concat()), 0);
+    assert!(!told.contains("hookbus serve"), "{told}");
+    assert!(site.text().contains(&command), "{}", site.text());
+    assert!(site.text().contains("-p 2101 -l 2102"), "the others are kept: {}", site.text());
+    serve.stop();
+    assert!(!text(&site.one("status", &config), 0).contains("hookbus serve"));
 }

@@ -143,7 +143,7 @@ pub(crate) enum Invocation {
     /// Look at the configuration.
     Config(GlobalArgs, ConfigCommand),
     /// Change OpenNebula's configuration.
-    One(OneCommand),
+    One(GlobalArgs, OneCommand),
     /// Print this completion script.
     Completions(Vec<u8>),
 }
@@ -172,7 +172,7 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Invocation, clap::Error> {
         Command::Dlq(command) => Invocation::Dlq(cli.global, command),
         Command::Cursor(command) => Invocation::Cursor(cli.global, command),
         Command::Config(command) => Invocation::Config(cli.global, command),
-        Command::One(command) => Invocation::One(command),
+        Command::One(command) => Invocation::One(cli.global, command),
         Command::Completions { shell } => Invocation::Completions(completions(shell)),
     })
 }

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use hookbus_bridges::http::Client;
@@ -43,6 +44,20 @@ impl From<hookbus_bridges::http::ClientError> for Failure {
     fn from(error: hookbus_bridges::http::ClientError) -> Self {
         Failure::Work(error.to_string())
     }
+}
+
+/// How long a daemon may take to say what it is.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The socket of the `hookbus serve` that runs on this machine, if one does and answers.
+pub(crate) fn service(global: &GlobalArgs) -> Option<String> {
+    let sockets = sockets(global, &ClientArgs::default()).ok()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    let client = Client::new(sockets);
+    let answer = runtime.block_on(async { tokio::time::timeout(PATIENCE, client.get("/v1/status")).await });
+    let status: serde_json::Value = serde_json::from_slice(&answer.ok()?.ok()?).ok()?;
+    let is_service = status["role"] == "serve";
+    status["socket"].as_str().filter(|_| is_service).map(str::to_owned)
 }
 
 /// Runs a command against a daemon.

@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Config(global, ConfigCommand::Show)) => config::command::show(global.config.as_deref()),
         Ok(Invocation::Dlq(global, command)) => dlq::run(&global, command),
         Ok(Invocation::Cursor(global, command)) => cursor::run(&global, command),
-        Ok(Invocation::One(command)) => one::run(&command),
+        Ok(Invocation::One(global, command)) => one::run(&global, &command),
         Ok(Invocation::Completions(script)) => config::command::printed(&script, 0),
         Err(e) => {
             // A closed pipe behind --help is no failure.

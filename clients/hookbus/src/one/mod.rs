@@ -26,6 +26,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use thiserror::Error;
 
+use crate::cli::GlobalArgs;
 use crate::hm::args::Words;
 use edit::{EditError, HookDriver, Kind, Wanted};
 use replace::{Original, ReplaceError};
@@ -81,12 +82,12 @@ enum OneError {
 }
 
 /// Runs the command.
-pub(crate) fn run(command: &OneCommand) -> ExitCode {
+pub(crate) fn run(global: &GlobalArgs, command: &OneCommand) -> ExitCode {
     let mut stdout = String::new();
     let result = match command {
-        OneCommand::Enable(args) => enable(args, &mut stdout),
+        OneCommand::Enable(args) => enable(global, args, &mut stdout),
         OneCommand::Disable(args) => disable(args, &mut stdout),
-        OneCommand::Status(args) => status(args, &mut stdout),
+        OneCommand::Status(args) => status(global, args, &mut stdout),
     };
     match result {
         Ok(()) => crate::config::command::printed(stdout.as_bytes(), 0),
@@ -97,7 +98,7 @@ pub(crate) fn run(command: &OneCommand) -> ExitCode {
     }
 }
 
-fn enable(args: &EnableArgs, out: &mut String) -> Result<(), OneError> {
+fn enable(global: &GlobalArgs, args: &EnableArgs, out: &mut String) -> Result<(), OneError> {
     let path = args.file.path();
     let executable = executable(args.executable.as_deref())?;
     let given = arguments(&args.arguments)?;
@@ -114,10 +115,11 @@ fn enable(args: &EnableArgs, out: &mut String) -> Result<(), OneError> {
             && given.as_deref().is_none_or(|given| given == now_given);
         if as_wanted {
             *out = format!(
-                "{}: HM_MAD runs {} already; nothing was changed.\n{}",
+                "{}: HM_MAD runs {} already; nothing was changed.\n{}{}",
                 path.display(),
                 shown(&now),
-                advice(&now, &running::oneds(Path::new("/proc")))
+                advice(&now, &running::oneds(Path::new("/proc"))),
+                beside_a_service(&now, global)
             );
             return Ok(());
         }
@@ -147,6 +149,7 @@ fn enable(args: &EnableArgs, out: &mut String) -> Result<(), OneError> {
              among them."
         }
     );
+    out.push_str(&beside_a_service(&driver, global));
     Ok(())
 }
 
@@ -184,7 +187,7 @@ fn disable(args: &FileArgs, out: &mut String) -> Result<(), OneError> {
     Ok(())
 }
 
-fn status(args: &FileArgs, out: &mut String) -> Result<(), OneError> {
+fn status(global: &GlobalArgs, args: &FileArgs, out: &mut String) -> Result<(), OneError> {
     let path = args.path();
     let original = Original::read(&path)?;
     let driver = HookDriver::of(&original.text).map_err(|reason| OneError::Edit { path: path.clone(), reason })?;
@@ -208,7 +211,24 @@ fn status(args: &FileArgs, out: &mut String) -> Result<(), OneError> {
         out.push_str("No oned runs on this machine.\n");
     }
     out.push_str(&advice(&driver, &oneds));
+    out.push_str(&beside_a_service(&driver, global));
     Ok(())
+}
+
+/// What to do where a `hookbus serve` runs on this machine, and the driver doesn't hand events to it.
+fn beside_a_service(driver: &HookDriver, global: &GlobalArgs) -> String {
+    let arguments = driver.arguments.trim();
+    let arguments = arguments.strip_prefix("hm").unwrap_or(arguments).trim();
+    let (_, hm, _) = Words::split(&[arguments.into()]).read();
+    if driver.kind() != Kind::Hookbus || hm.forward.is_some() {
+        return String::new();
+    }
+    let Some(socket) = crate::client::service(global) else { return String::new() };
+    let space = if arguments.is_empty() { "" } else { " " };
+    format!(
+        "`hookbus serve` runs here, too; its bridges and hooks get OpenNebula's events only if the driver hands them over:\n  \
+         hookbus one enable -- {arguments}{space}--forward {socket}\n"
+    )
 }
 
 /// What to do where what runs isn't what is configured; empty where nothing is to be done.
