@@ -127,8 +127,22 @@ pub(super) fn bridge(bridge: &BridgeConfig, path: &str, reader: &mut Reader<'_>,
     if let (Err(what), Some(place)) = (url.host_and_port(1), reader.at(&format!("{path}.url"))) {
         reader.error(place, format!("{shown}url: {what}"));
     }
+    path_of_url(bridge, path, &shown, reader);
+    prefixes(&bridge.delivery.prefixes, path, &shown, reader);
+    if bridge.delivery.overflow == Overflow::Spill
+        && !bridge.kind.acknowledges()
+        && let Some(place) = reader.at(&format!("{path}.overflow"))
+    {
+        let acks = if matches!(bridge.kind, BridgeKind::Nats(_)) { "jetstream = true" } else { "qos = 1" };
+        let what = format!(
+            "{shown}overflow: `spill` keeps what waits, but without acknowledgements what was on its way when a connection broke is \
+             lost; with {acks} it isn't"
+        );
+        reader.warn(place, what);
+    }
     match &bridge.kind {
         BridgeKind::Nats(nats) => {
+            stream_name(&nats.stream, path, &shown, reader);
             password(reader, path, &shown, url, nats.user.as_deref(), nats.password_file.as_ref());
             one_way_to_log_in(reader, path, &shown, url);
             stream_covers_root(reader, path, &shown, &nats.subjects, &bridge.delivery.root, nats.jetstream);
@@ -144,6 +158,11 @@ pub(super) fn bridge(bridge: &BridgeConfig, path: &str, reader: &mut Reader<'_>,
             }
         }
         BridgeKind::Mqtt(mqtt) => {
+            if let (Some(""), Some(place)) = (mqtt.client_id.as_deref(), reader.at(&format!("{path}.client_id"))) {
+                let what = "client_id: an empty one can't be told apart from others; leave the key out for one made of the bridge's \
+                            and the host's name";
+                reader.error(place, format!("{shown}{what}"));
+            }
             password(reader, path, &shown, url, mqtt.user.as_deref(), mqtt.password_file.as_ref());
             if let (true, Some(place)) = (mqtt.retain_state, reader.at(&format!("{path}.prefixes"))) {
                 // What sets a state, and what clears it.
@@ -207,6 +226,57 @@ pub(super) fn bridge(bridge: &BridgeConfig, path: &str, reader: &mut Reader<'_>,
                 );
             }
         }
+    }
+}
+
+/// What stands behind host and port means something for AMQP only.
+fn path_of_url(bridge: &BridgeConfig, path: &str, shown: &str, reader: &mut Reader<'_>) {
+    let behind = bridge.url.path();
+    let what = match &bridge.kind {
+        BridgeKind::Nats(_) | BridgeKind::Mqtt(_) if !matches!(behind, "" | "/") => {
+            format!("`{}` behind host and port means nothing; take it out", behind.escape_debug())
+        }
+        BridgeKind::Amqp(_) if behind.contains(['?', '#']) => {
+            "a virtual host is all that is expected behind host and port; take out what begins with ? or #".to_owned()
+        }
+        BridgeKind::Amqp(_) if behind.matches('/').count() > 1 => format!(
+            "`{}` is more than one virtual host; a / that belongs to its name is written %2F",
+            behind.escape_debug()
+        ),
+        _ => return,
+    };
+    if let Some(place) = reader.at(&format!("{path}.url")) {
+        reader.error(place, format!("{shown}url: {what}"));
+    }
+}
+
+/// Prefixes are no patterns.
+fn prefixes(prefixes: &[String], path: &str, shown: &str, reader: &mut Reader<'_>) {
+    let Some(place) = reader.at(&format!("{path}.prefixes")) else { return };
+    if prefixes.is_empty() {
+        let what = "prefixes: nothing begins with none of them, so nothing would be published; leave the key out for everything";
+        reader.error(place, format!("{shown}{what}"));
+    }
+    if let Some(pattern) = prefixes.iter().find(|prefix| prefix.ends_with(['*', '>', '#'])) {
+        let what = format!(
+            "prefixes: `{}` is no pattern, but the beginning of a key as it stands here; leave the last character out",
+            pattern.escape_debug()
+        );
+        reader.warn(place, format!("{shown}{what}"));
+    }
+}
+
+/// The names that JetStream takes for a stream.
+fn stream_name(name: &str, path: &str, shown: &str, reader: &mut Reader<'_>) {
+    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '.' | '*' | '>' | '/' | '\\');
+    if let Some(place) = reader.at(&format!("{path}.stream"))
+        && (name.is_empty() || name.len() > 255 || !name.chars().all(plain))
+    {
+        let what = format!(
+            "stream: `{}` can't be a stream's name; write 1 to 255 printable ASCII characters without blanks and . * > / \\",
+            name.escape_debug()
+        );
+        reader.error(place, format!("{shown}{what}"));
     }
 }
 

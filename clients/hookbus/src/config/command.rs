@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::{Config, DEFAULT_PATH, Problem, Reading, Severity};
+use super::{
+    BridgeKind, Config, DEFAULT_PATH, MqttConfig, Problem, Reading, Severity, default_sockets, default_state_dirs,
+};
 
 /// Prints what is wrong with the configuration, a line each, and how many there are. The exit status is 2 if
 /// there are errors.
@@ -36,8 +38,11 @@ pub(crate) fn show(path: Option<&Path>) -> ExitCode {
 fn checked(path: Option<&Path>) -> (String, u8) {
     let file = path.unwrap_or(Path::new(DEFAULT_PATH));
     let absent = path.is_none() && !file.exists();
-    let Reading { config, mut problems } = Reading::of_file(path);
-    problems.extend(super::files::problems(&config, file));
+    let reading = Reading::of_file(path);
+    let of_files = super::files::problems(&reading, file);
+    let mut problems = reading.problems;
+    problems.extend(of_files);
+    problems.sort_by_key(|problem| problem.place);
     let count = |severity| problems.iter().filter(|problem| problem.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     let mut text: String = problems.iter().map(line).collect();
@@ -68,8 +73,37 @@ fn number(count: usize, what: &str) -> String {
     }
 }
 
+/// The configuration as TOML, behind comments on what is only known on the machine that it is used on.
 fn shown(config: &Config) -> Result<String, toml::ser::Error> {
-    toml::to_string(config)
+    let first_of = |paths: Vec<PathBuf>| {
+        let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+        paths.join(", ")
+    };
+    let mut text = String::new();
+    let mut comment = |what: String| text.push_str(&format!("# {what}\n"));
+    if config.state_dir.is_none() {
+        comment(format!(
+            "state_dir: the first of these that can be written: {}",
+            first_of(default_state_dirs(|name| std::env::var_os(name)))
+        ));
+    }
+    if config.http.socket.is_none() {
+        comment(format!(
+            "http.socket: the first of these that can be made: {}",
+            first_of(default_sockets(|name| std::env::var_os(name)))
+        ));
+    }
+    if config.journal.enabled && config.journal.path.is_none() {
+        let below = config.state_dir.as_deref().map_or_else(|| "state_dir".into(), |dir| dir.display().to_string());
+        comment(format!("journal.path: {below}/journal"));
+    }
+    for bridge in &config.bridges {
+        if let BridgeKind::Mqtt(MqttConfig { client_id: None, .. }) = bridge.kind {
+            comment(format!("bridge `{0}`: client_id: hookbus-{0}-HOST, HOST being this machine's name", bridge.name));
+        }
+    }
+    text.push_str(&toml::to_string(config)?);
+    Ok(text)
 }
 
 /// Prints that, and ends with this status; with 1 where it can't be printed.

@@ -7,21 +7,27 @@ use std::path::{Path, PathBuf};
 
 use super::bridge::{BridgeConfig, BridgeKind};
 use super::source::SourceKind;
-use super::{Config, Problem, Severity};
+use super::{Config, Problem, Reading, Severity};
 
 /// What is wrong with the files and directories that the configuration names, for this user.
-pub(super) fn problems(config: &Config, file: &Path) -> Vec<Problem> {
-    let problem = |what: String| Problem { severity: Severity::Error, file: file.into(), place: None, what };
+pub(super) fn problems(reading: &Reading, file: &Path) -> Vec<Problem> {
+    let Reading { config, places, .. } = reading;
+    let problem = |key: &str, path: &Path, e: &std::io::Error| Problem {
+        severity: Severity::Error,
+        file: file.into(),
+        place: places.get(key).copied(),
+        what: format!("{key}: {} cannot be read: {e}", path.display()),
+    };
     let mut problems = Vec::new();
     for (key, path) in named(config) {
         if let Err(e) = readable(&path) {
-            problems.push(problem(format!("{key}: {} cannot be read: {e}", path.display())));
+            problems.push(problem(&key, &path, &e));
         }
     }
     if let Some(dir) = &config.hooks.dir
         && let Err(e) = std::fs::read_dir(dir)
     {
-        problems.push(problem(format!("hooks.dir: {} cannot be read: {e}", dir.display())));
+        problems.push(problem("hooks.dir", dir, &e));
     }
     problems
 }
@@ -85,12 +91,12 @@ mod tests {
              \"{0}/missing\"\n[[bridge]]\nname = \"b\"\ntype = \"amqp\"\nurl = \"amqp://u@h\"\npassword_file = \"{0}\"\n",
             dir.path().display()
         );
-        let config = super::super::read::read(&text).config;
-        let told: Vec<_> = problems(&config, Path::new("f")).into_iter().map(|problem| problem.to_string()).collect();
+        let reading = super::super::read::read(&text);
+        let told: Vec<_> = problems(&reading, Path::new("f")).into_iter().map(|problem| problem.to_string()).collect();
         assert!(
-            matches!(&told[..], [ca, password, hooks] if ca.starts_with("f: bridge `a`: ca_file: ") && ca.contains("No such file")
-                && password.starts_with("f: bridge `b`: password_file: ") && password.contains("directory")
-                && hooks.starts_with("f: hooks.dir: ")),
+            matches!(&told[..], [ca, password, hooks] if ca.starts_with("f:8:11: bridge `a`: ca_file: ") && ca.contains("No such file")
+                && password.starts_with("f:13:17: bridge `b`: password_file: ") && password.contains("directory")
+                && hooks.starts_with("f:2:7: hooks.dir: ")),
             "{told:?}"
         );
     }

@@ -29,6 +29,7 @@ mod size;
 mod source;
 mod url;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -87,6 +88,8 @@ pub(crate) struct Reading {
     pub(crate) config: Config,
     /// What was wrong, in the order of the file.
     pub(crate) problems: Vec<Problem>,
+    /// Where each key stands that is right, by what it is called in problems.
+    places: BTreeMap<String, Place>,
 }
 
 impl Reading {
@@ -125,7 +128,7 @@ impl Reading {
 
     fn unreadable(what: String) -> Self {
         let problem = Problem { severity: Severity::Error, file: PathBuf::new(), place: None, what };
-        Reading { config: Config::default(), problems: vec![problem] }
+        Reading { problems: vec![problem], ..Reading::default() }
     }
 }
 

@@ -24,16 +24,16 @@ type Entry<'i> = (Spanned<DeString<'i>>, Spanned<DeValue<'i>>);
 
 /// Reads a file's text. The file in the problems is left empty for the caller to set.
 pub(super) fn read(text: &str) -> Reading {
-    let mut reader = Reader { text, problems: Vec::new(), told: BTreeMap::new() };
+    let mut reader = Reader { text, problems: Vec::new(), told: BTreeMap::new(), places: BTreeMap::new() };
     let (root, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         reader.tell(Severity::Error, error.span().map(|span| span.start), error.message().replace('\n', ", "));
     }
     let mut config = reader.config(root.into_inner());
     checks::check(&mut config, &mut reader);
-    let mut problems = reader.problems;
+    let Reader { mut problems, places, .. } = reader;
     problems.sort_by_key(|problem| problem.place);
-    Reading { config, problems }
+    Reading { config, problems, places }
 }
 
 /// A text being read.
@@ -42,6 +42,8 @@ pub(super) struct Reader<'t> {
     problems: Vec<Problem>,
     /// Where each section and each right key is said, such as `zeromq.hwm` or `bridge[0].url`.
     told: BTreeMap<String, usize>,
+    /// The same for right keys, by what they are called in problems, such as "bridge `ops`: url".
+    places: BTreeMap<String, Place>,
 }
 
 impl<'t> Reader<'t> {
@@ -99,6 +101,7 @@ impl<'t> Reader<'t> {
             match T::deserialize(of_entries([(key.clone(), value.clone())])) {
                 Ok(_) => {
                     self.told.insert(format!("{path}.{name}"), value.span().start);
+                    self.places.insert(format!("{shown}{name}"), place_of(self.text, value.span().start));
                     self.relative(value, &format!("{shown}{name}"));
                     right.insert(key.clone(), value.clone());
                 }
@@ -110,7 +113,7 @@ impl<'t> Reader<'t> {
                         T::deserialize(of_entries([(key.clone(), Spanned::new(value.span(), list))])).is_err()
                     };
                     let place = elements.find(alone).map_or(value.span(), Spanned::span);
-                    let what = format!("{shown}{name}: {}", e.message().replace('\n', ", "));
+                    let what = format!("{shown}{name}: {}", plain(e.message()));
                     self.tell(Severity::Error, Some(place.start), what);
                 }
             }
@@ -192,6 +195,19 @@ pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> O
         .map(|(_, candidate)| candidate)
 }
 
+/// serde's message in the words of those who write a file.
+fn plain(message: &str) -> String {
+    let types =
+        [("usize", "a whole number, 0 or more"), ("u64", "a whole number, 0 or more"), ("u8", "a small whole number")];
+    let mut message = message.replace('\n', ", ");
+    for (name, meaning) in types {
+        if let Some(rest) = message.strip_suffix(&format!("expected {name}")) {
+            message = format!("{rest}expected {meaning}");
+        }
+    }
+    message
+}
+
 fn of_entries<'i>(entries: impl IntoIterator<Item = Entry<'i>>) -> toml::Deserializer<'i> {
     toml::Deserializer::from(Spanned::new(0..0, entries.into_iter().collect::<DeTable<'i>>()))
 }
@@ -242,7 +258,7 @@ mod tests {
     use super::*;
 
     fn told(text: &str) -> (Config, Vec<String>) {
-        let Reading { config, problems } = read(text);
+        let Reading { config, problems, .. } = read(text);
         let told = problems.into_iter().map(|problem| {
             let Place { line, column } = problem.place.expect("what is in a text has a place");
             format!("{line}:{column} {:?} {}", problem.severity, problem.what)
@@ -304,8 +320,11 @@ mod tests {
             ("[broker]\nmax_bytes = \"lots\"", "2:13 Error broker.max_bytes: `lots` is not a size"),
             ("[broker]\nmax_bytes = 5", "2:13 Error broker.max_bytes: 5B is too little"),
             ("[broker]\nmax_bytes = -1", "2:13 Error broker.max_bytes: -1 is no size"),
-            ("[zeromq]\nhwm = \"many\"", "2:7 Error zeromq.hwm: invalid type: string \"many\", expected usize"),
-            ("[zeromq]\nhwm = -5", "2:7 Error zeromq.hwm: invalid value: integer `-5`, expected usize"),
+            (
+                "[zeromq]\nhwm = \"many\"",
+                "2:7 Error zeromq.hwm: invalid type: string \"many\", expected a whole number",
+            ),
+            ("[zeromq]\nhwm = -5", "2:7 Error zeromq.hwm: invalid value: integer `-5`, expected a whole number"),
             ("[zeromq]\npublisher = \"2101\"", "2:13 Error zeromq.publisher: endpoint `2101`: there is no `://` in it"),
             ("[log]\nlevel = \"loud\"", "2:9 Error log.level: unknown variant `loud`, expected one of `error`, `warn`"),
             (

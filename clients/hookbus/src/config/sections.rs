@@ -80,8 +80,8 @@ pub(crate) struct JournalConfig {
     pub(crate) enabled: bool,
     /// Its directory; `journal` below the state directory unless set.
     pub(crate) path: Option<PathBuf>,
-    /// What it may hold before the oldest go. At least 1 MiB.
-    #[serde(deserialize_with = "at_least_1_mib")]
+    /// What it may hold before the oldest go. At least 4 MiB.
+    #[serde(deserialize_with = "at_least_4_mib")]
     pub(crate) max_bytes: ByteSize,
     /// How old events may become; 0 is no limit.
     pub(crate) max_age: Period,
@@ -236,9 +236,17 @@ impl LogLevel {
 }
 
 fn at_least_1_mib<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
+    at_least(ByteSize::mib(1), deserializer)
+}
+
+fn at_least_4_mib<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
+    at_least(ByteSize::mib(4), deserializer)
+}
+
+fn at_least<'de, D: Deserializer<'de>>(least: ByteSize, deserializer: D) -> Result<ByteSize, D::Error> {
     let size = ByteSize::deserialize(deserializer)?;
-    if size < ByteSize::mib(1) {
-        return Err(D::Error::custom(format!("{size} is too little: nothing would fit; at least 1MiB")));
+    if size < least {
+        return Err(D::Error::custom(format!("{size} is too little: nothing would fit; at least {least}")));
     }
     Ok(size)
 }

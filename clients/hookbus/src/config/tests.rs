@@ -288,6 +288,42 @@ fn two_bridges_with_one_client_id_would_throw_each_other_out() {
 }
 
 #[test]
+fn what_a_bus_could_not_take_is_told() {
+    for (keys, expected) in [
+        ("type = \"nats\"\nurl = \"nats://h/x\"", "4:7 Error bridge `b`: url: `/x` behind host and port means nothing"),
+        (
+            "type = \"mqtt\"\nurl = \"mqtt://h:1/x\"",
+            "4:7 Error bridge `b`: url: `/x` behind host and port means nothing",
+        ),
+        ("type = \"amqp\"\nurl = \"amqp://h/a/b\"", "4:7 Error bridge `b`: url: `/a/b` is more than one virtual host"),
+        ("type = \"amqp\"\nurl = \"amqp://h/a?x=1\"", "4:7 Error bridge `b`: url: a virtual host is all"),
+        ("type = \"nats\"\nurl = \"nats://h\"\nstream = \"A B\"", "5:10 Error bridge `b`: stream: `A B` can't be"),
+        ("type = \"nats\"\nurl = \"nats://h\"\nprefixes = []", "5:12 Error bridge `b`: prefixes: nothing begins with"),
+        ("type = \"mqtt\"\nurl = \"mqtt://h\"\nclient_id = \"\"", "5:13 Error bridge `b`: client_id: an empty one"),
+        (
+            "type = \"nats\"\nurl = \"nats://h\"\nprefixes = [\"EVENT VM *\"]",
+            "5:12 Warning bridge `b`: prefixes: `EVENT VM *` is no pattern",
+        ),
+        (
+            "type = \"nats\"\nurl = \"nats://h\"\njetstream = false\noverflow = \"spill\"",
+            "6:12 Warning bridge `b`: overflow: `spill` keeps what waits, but",
+        ),
+        (
+            "type = \"mqtt\"\nurl = \"mqtt://h\"\nqos = 0\noverflow = \"spill\"",
+            "6:12 Warning bridge `b`: overflow: `spill` keeps what waits, but",
+        ),
+    ] {
+        let told = told_of_bridge(keys);
+        assert!(matches!(&told[..], [one] if one.starts_with(expected)), "{keys}: {told:?}");
+    }
+    for right in ["amqp://h", "amqp://h/", "amqp://h/%2f", "amqp://h/clouds%2Fone"] {
+        assert_eq!(told_of_bridge(&format!("type = \"amqp\"\nurl = \"{right}\"")), [""; 0]);
+    }
+    assert_eq!(told_of_bridge("type = \"nats\"\nurl = \"nats://h/\""), [""; 0]);
+    assert_eq!(told("[journal]\nmax_bytes = \"3MiB\"")[0].split(';').count(), 2, "the least is told");
+}
+
+#[test]
 fn the_journal_is_on_as_soon_as_something_needs_it() {
     let bridge = |keys: &str| format!("[[bridge]]\nname = \"b\"\n{keys}\n");
     for (text, on) in [

@@ -75,6 +75,12 @@ impl Url {
         Ok((host.to_owned(), port))
     }
 
+    /// What stands behind host and port, from its `/`, `?` or `#` on; may be empty.
+    pub(crate) fn path(&self) -> &str {
+        let start = self.at.map_or(self.scheme + 3, |at| at + 1);
+        self.text[start..].find(['/', '?', '#']).map_or("", |path| &self.text[start + path..])
+    }
+
     /// The whole text without user and password.
     pub(crate) fn without_credentials(&self) -> String {
         let rest = self.at.map_or(self.scheme + 3, |at| at + 1);

@@ -197,7 +197,7 @@ impl Driver {
 
     /// Sets up broker and ports, and tells what is wrong with the configuration.
     fn serve(&self, reading: Reading, forwarder: Option<&Forwarder>) -> Serving {
-        let Reading { mut config, problems } = reading;
+        let Reading { mut config, problems, .. } = reading;
         for problem in &problems {
             tell(problem);
         }
