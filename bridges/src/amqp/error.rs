@@ -31,6 +31,9 @@ pub(super) fn not_connected(place: &str, error: &Error) -> Fault {
     }
     match said(error) {
         Some((code, words)) if PASSING.contains(&code) => Fault::passing(format!("{place}: {words}")),
+        Some((_, words)) if words.contains("Login was refused") => Fault::needs_help(format!(
+            "{place}: {words} (check user and password; RabbitMQ lets `guest` in from its own machine only)"
+        )),
         Some((_, words)) => Fault::needs_help(format!("{place}: {words}")),
         None => match error.kind() {
             ErrorKind::InvalidProtocolVersion(_) => Fault::needs_help(format!("{place}: {error}")),

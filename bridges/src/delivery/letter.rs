@@ -50,6 +50,8 @@ pub struct Letter {
     /// (what is longer is cut, and ends in `~` and a digest), and the same each time, except that an operator's retry ends in
     /// `;replay=<n>`.
     pub id: Box<str>,
+    /// Whether it was a dead letter, and an operator has it sent again.
+    pub replayed: bool,
     /// The parts of its name.
     pub name: EventName,
     /// The name as this bus writes it, cut to the bus's limit.
@@ -168,8 +170,21 @@ impl LetterWriter {
         let address = name.address(self.separator, self.address_bytes);
         let Content { body, content_type, attributes, kind, source } = self.content(&event, dropped);
         let id = id_of(&event, replay);
-        let mut letter =
-            Letter { id, name, address, body, content_type, attributes, kind, source, event, dropped, omitted: None };
+        let replayed = replay.is_some();
+        let mut letter = Letter {
+            id,
+            replayed,
+            name,
+            address,
+            body,
+            content_type,
+            attributes,
+            kind,
+            source,
+            event,
+            dropped,
+            omitted: None,
+        };
         let size_bytes = letter.size_bytes();
         if size_bytes <= limits.letter_bytes {
             return Ok(letter);

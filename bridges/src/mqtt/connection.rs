@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval_at, timeout};
 use crate::delivery::{Fault, Receipt};
 use crate::tls;
 
-use super::config::{MqttOptions, Qos};
+use super::config::{MqttOptions, Qos, Version};
 use super::decode::{self, Incoming, ProtocolError, ServerLimits};
 use super::encode::{put_connect, put_ping};
 use super::error;
@@ -247,10 +247,22 @@ impl Connection {
             }
             buffer.reserve(4 << 10);
             match reader.read_buf(&mut buffer).await {
-                Ok(0) => return Fault::passing("the server closed the connection"),
+                Ok(0) => return self.closed(),
                 Ok(_) => {}
                 Err(e) => return lost(&e, "reading"),
             }
+        }
+    }
+
+    /// The server hung up. Only MQTT 5 has a way to say why.
+    fn closed(&self) -> Fault {
+        match self.options.version {
+            Version::V5 => Fault::passing("the server closed the connection"),
+            Version::V311 => Fault::passing(format!(
+                "the server closed the connection; if it does so again and again, another client may be connected as `{}`, or an \
+                 access rule may forbid a topic (version 5 would tell)",
+                self.options.client_id
+            )),
         }
     }
 

@@ -85,12 +85,17 @@ impl Bus for NatsBus {
         let client = match timeout(options.step_timeout.saturating_mul(steps), connect.connect(bare)).await {
             Ok(Ok(client)) => client,
             Ok(Err(error)) => return Err(error::not_connected(&place, who, &error)),
-            Err(_) => return Err(Fault::passing(format!("{place} doesn't answer"))),
+            Err(_) => {
+                return Err(Fault::passing(format!(
+                    "{place} can't be reached: it says nothing; is a server of NATS on this port?"
+                )));
+            }
         };
         gate.close();
 
         let sent = Arc::new(Mutex::new(super::sent::Sent::default()));
-        let mut receipts = NatsReceipts::new(notices_of(&mut notices), sent.clone(), place.clone(), who);
+        let mut receipts =
+            NatsReceipts::new(notices_of(&mut notices), sent.clone(), place.clone(), who, options.step_timeout);
         let mut inbox = None;
         if let Mode::JetStream(stream) = &options.mode {
             let context = ContextBuilder::new().timeout(options.step_timeout).build(client.clone());

@@ -21,6 +21,9 @@ pub(super) fn not_connected(place: &str, who: &str, error: &ConnectError) -> Fau
         (ConnectErrorKind::ServerParse | ConnectErrorKind::Tls | ConnectErrorKind::Authentication, None) => {
             Fault::needs_help(format!("{place}: {error}"))
         }
+        (ConnectErrorKind::TimedOut, None) => {
+            Fault::passing(format!("{place} can't be reached: it says nothing; is a server of NATS on this port?"))
+        }
         (_, None) => Fault::passing(format!("{place} can't be reached: {error}")),
     }
 }

@@ -19,9 +19,6 @@ use crate::delivery::{Fault, Receipt, Receipts, Rejection, Ticket};
 /// How many acknowledgements are read at once.
 const BATCH: usize = 1024;
 
-/// How long nothing else may be acknowledged before a denied subject is taken for an account that may publish nothing.
-const DENIED_WAIT: Duration = Duration::from_secs(2);
-
 /// What the library says about a connection.
 #[derive(Debug)]
 pub(super) enum Notice {
@@ -52,6 +49,8 @@ pub struct NatsReceipts {
     /// Letters whose subject was denied before anything was acknowledged, with the server's words.
     denied: Vec<(Ticket, String)>,
     denied_until: Option<Instant>,
+    /// How long nothing else may be acknowledged before a denied subject is taken for an account that may publish nothing.
+    denied_wait: Duration,
     /// The server's last complaint: it often tells why the connection ends.
     said: Option<String>,
     /// Why the connection is over. It is told when all that is known has been.
@@ -64,6 +63,7 @@ impl NatsReceipts {
         sent: Arc<Mutex<Sent>>,
         place: Arc<str>,
         who: &'static str,
+        denied_wait: Duration,
     ) -> Self {
         NatsReceipts {
             acks: None,
@@ -77,6 +77,7 @@ impl NatsReceipts {
             confirmed: false,
             denied: Vec::new(),
             denied_until: None,
+            denied_wait,
             said: None,
             fault: None,
         }
@@ -202,20 +203,20 @@ impl NatsReceipts {
         }
     }
 
-    fn deny(&mut self, tickets: Vec<Ticket>, said: &str, into: &mut Vec<Receipt>) {
+    fn deny(&mut self, letters: Vec<(Ticket, bool)>, said: &str, into: &mut Vec<Receipt>) {
         if self.acks.is_none() {
             // Without acknowledgements it counted as delivered already; that is what "at most once" means.
             tracing::warn!(server = %self.place, "an event was lost: {said}");
             return;
         }
-        if self.confirmed {
-            let denied = |ticket| Receipt::Rejected(ticket, Rejection::Permanent(said.to_owned()));
-            into.extend(tickets.into_iter().map(denied));
-            return;
-        }
-        self.denied.extend(tickets.into_iter().map(|ticket| (ticket, said.to_owned())));
-        if !self.denied.is_empty() {
-            self.denied_until.get_or_insert_with(|| Instant::now() + DENIED_WAIT);
+        for (ticket, replayed) in letters {
+            // What was refused before, and is again, says nothing about the account.
+            if self.confirmed || replayed {
+                into.push(Receipt::Rejected(ticket, Rejection::Permanent(said.to_owned())));
+            } else {
+                self.denied.push((ticket, said.to_owned()));
+                self.denied_until.get_or_insert_with(|| Instant::now() + self.denied_wait);
+            }
         }
     }
 
@@ -252,7 +253,11 @@ impl Receipts for NatsReceipts {
                 notice = self.notices.recv() => self.noticed(notice, into),
                 () = until(denied_until) => {
                     let said = self.denied.first().map_or("", |(_, said)| said);
-                    self.fault = Some(Fault::needs_help(format!("{} takes nothing from {}: {said}", self.place, self.who)));
+                    self.fault = Some(Fault::needs_help(format!(
+                        "{} has denied all that was published since it let us in by {}; permit this account to publish below the \
+                         root: {said}",
+                        self.place, self.who
+                    )));
                 }
             }
         }

@@ -52,7 +52,7 @@ impl Sender for NatsSender {
         let done = match &self.inbox {
             Some(inbox) => {
                 // Before it is published: the acknowledgement may be faster than what comes after.
-                self.sent.lock().add(ticket, subject.clone());
+                self.sent.lock().add(ticket, subject.clone(), letter.replayed);
                 let reply = format!("{inbox}.{}", ticket.0);
                 self.client.publish_with_reply_and_headers(subject, reply, headers, body).await
             }

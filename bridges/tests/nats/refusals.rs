@@ -2,7 +2,7 @@
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use hookbus_bridges::cloudevents::Format;
-use hookbus_bridges::delivery::{Bus, Receipt, Receipts, Rejection, Sender, Ticket};
+use hookbus_bridges::delivery::{Bus, Letter, Receipt, Receipts, Rejection, Sender, Ticket};
 use hookbus_bridges::nats::{Login, NatsBus, NatsOptions};
 
 use super::direct::{deliver, letters, numbered, refused};
@@ -109,6 +109,13 @@ async fn denied_subjects_and_denied_accounts_are_told_apart() {
         "{fault}"
     );
     assert_eq!(told, []);
+
+    // A dead letter that is sent again and refused again says nothing about the account.
+    let (mut sender, mut receipts) = NatsBus::new(as_user(&server, "none")).connect().await.unwrap();
+    let again = Letter { replayed: true, ..letters[0].clone() };
+    sender.send(Ticket(2), &again).await.unwrap();
+    tokio::time::timeout(PATIENCE, receipts.next(&mut told)).await.unwrap().unwrap();
+    assert!(matches!(&told[..], [Receipt::Rejected(Ticket(2), Rejection::Permanent(_))]), "{told:?}");
 }
 
 /// An account that may publish, and may not look at streams, works where there is a stream.

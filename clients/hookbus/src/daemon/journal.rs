@@ -116,6 +116,8 @@ fn tell(path: &Path, report: &OpenReport) {
         tracing::info!("journal: {path} is new");
     } else if report.clean {
         tracing::info!("journal: {path} is open");
+    } else if report.torn_bytes == 0 {
+        tracing::info!("journal: {path} is open; it was not closed in order, but nothing in it is cut short");
     } else {
         tracing::info!(
             "journal: {path} was not closed in order; {} bytes at its end had not been written in full, none of them acknowledged",
