@@ -33,6 +33,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How often at most the log tells of lost events.
 const BETWEEN_LOSSES: Duration = Duration::from_secs(10);
 
+/// How often at least the log tells of a bus that can't be reached.
+const BETWEEN_REMINDERS: Duration = Duration::from_secs(600);
+
 /// Why the connection is left.
 enum Leave {
     /// It is lost.
@@ -69,6 +72,8 @@ pub(super) struct Line<F> {
     needs_help: bool,
     /// Since when there is a connection.
     connected_at: Option<Instant>,
+    /// Since when there is none that has confirmed anything, and when the log said so last.
+    away: Option<Away>,
     /// When the bus must have taken what it is being handed.
     op_deadline: Option<Instant>,
     timer: Pin<Box<Sleep>>,
@@ -79,6 +84,22 @@ pub(super) struct Line<F> {
     refused: u64,
     /// The time, as of the last look.
     now: Instant,
+}
+
+/// A bus that can't be reached.
+#[derive(Clone, Copy)]
+struct Away {
+    since: Instant,
+    told: Instant,
+}
+
+/// A period as people say it, to the second or to the minute.
+fn period(period: Duration) -> String {
+    match period.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+    }
 }
 
 /// The clock of time limits: tokio's, so that tests can own it.
@@ -131,6 +152,7 @@ impl<F: Feed> Line<F> {
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             cemetery,
             connected_at: None,
+            away: None,
             losses_told: (0, None),
             refused: 0,
             now,
@@ -418,10 +440,16 @@ impl<F: Feed> Line<F> {
 
     fn confirmed(&mut self, ticket: Ticket) {
         if let Some(parcel) = self.ledger.confirm(ticket) {
-            self.failures = 0;
+            self.well();
             add(&self.shared.counters.confirmed, 1);
             self.cemetery.confirmed(parcel.retry);
         }
+    }
+
+    /// The connection is one that delivers.
+    fn well(&mut self) {
+        self.failures = 0;
+        self.away = None;
     }
 
     fn rejected(&mut self, ticket: Ticket, rejection: Rejection) {
@@ -536,7 +564,9 @@ impl<F: Feed> Line<F> {
         // A connection that is lost over and over is told as its faults are.
         if self.failures == 0 || self.failures.is_power_of_two() {
             let (name, waiting) = (&self.shared.name, self.shared.status().lag_events);
-            tracing::info!("bridge {name}: connected to {}; {waiting} events wait for it", self.shared.address);
+            let after =
+                self.away.map_or_else(String::new, |away| format!(" again after {}", period(now() - away.since)));
+            tracing::info!("bridge {name}: connected to {}{after}; {waiting} events wait for it", self.shared.address);
         }
         self.silence = None;
         self.connected_at = Some(now());
@@ -572,8 +602,8 @@ impl<F: Feed> Line<F> {
         self.silence = None;
         let lived = self.connected_at.take().map_or(Duration::ZERO, |since| now() - since);
         if lived >= self.options.backoff.most {
-            // It was well, although nothing may have been there to be confirmed.
-            self.failures = 0;
+            // Although nothing may have been there to be confirmed.
+            self.well();
         }
         self.fault(fault);
         self.settle();
@@ -585,8 +615,18 @@ impl<F: Feed> Line<F> {
         self.tell_losses();
         let reason: Box<str> = fault.reason.as_str().into();
         self.shared.error(&reason);
-        if self.failures.is_power_of_two() {
-            tracing::warn!("bridge {}: {reason}", self.shared.name);
+        let now = now();
+        let away = self.away.get_or_insert(Away { since: now, told: now });
+        if self.failures.is_power_of_two() || now >= away.told + BETWEEN_REMINDERS {
+            away.told = now;
+            let for_long = match now - away.since {
+                short if short < Duration::from_secs(60) => String::new(),
+                long => {
+                    let waiting = self.shared.status().lag_events;
+                    format!(" (nothing was delivered for {}; {waiting} events wait)", period(long))
+                }
+            };
+            tracing::warn!("bridge {}: {reason}{for_long}", self.shared.name);
         }
         self.needs_help = fault.needs_help;
         let attempt = self.failures.saturating_add(1);
