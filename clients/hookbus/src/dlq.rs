@@ -105,11 +105,13 @@ pub(crate) fn run(global: &GlobalArgs, command: DlqCommand) -> ExitCode {
         }),
         DlqCommand::Retry { which, client } => client::run(global, &client, async |client| {
             let answer = post(&client, "/v1/dlq/retry", &which).await?;
-            told(&format!("{} handed to their bridges", number(&answer["retried"])))
+            told(&format!("{} handed to their bridges", number(&answer["retried"])))?;
+            left(&which, &answer, number(&answer["retried"]) + number(&answer["under_way"]))
         }),
         DlqCommand::Purge { which, client } => client::run(global, &client, async |client| {
             let answer = post(&client, "/v1/dlq/purge", &which).await?;
-            told(&format!("{} thrown away", number(&answer["purged"])))
+            told(&format!("{} thrown away", number(&answer["purged"])))?;
+            left(&which, &answer, number(&answer["purged"]))
         }),
     }
 }
@@ -129,6 +131,27 @@ fn understood(answer: &[u8]) -> Result<Value, Failure> {
 
 fn told(text: &str) -> Result<(), Failure> {
     Ok(writeln!(anstream::stdout(), "{text}")?)
+}
+
+/// Fails with what was asked for and not done; `found` letters were done, or are being sent again already.
+fn left(which: &Which, answer: &Value, found: u64) -> Result<(), Failure> {
+    let missing: Vec<String> = list(&answer["missing"]).iter().map(Value::to_string).collect();
+    let without_bridge: Vec<&str> = list(&answer["without_bridge"]).iter().map(string).collect();
+    let mut left = Vec::new();
+    if !missing.is_empty() {
+        left.push(format!("there is no dead letter {}; `hookbus dlq list` shows which there are", missing.join(", ")));
+    }
+    if !without_bridge.is_empty() {
+        left.push(format!(
+            "those of {} stay: the configuration has no such bridge; have it there again, or throw them away with `hookbus dlq purge`",
+            without_bridge.join(", ")
+        ));
+    }
+    match &which.bridge {
+        Some(bridge) if found == 0 && left.is_empty() => left.push(format!("there are no dead letters of `{bridge}`")),
+        _ => {}
+    }
+    if left.is_empty() { Ok(()) } else { Err(Failure::Work(left.join("; "))) }
 }
 
 fn letters(answer: &Value) -> String {

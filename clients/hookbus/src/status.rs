@@ -110,17 +110,11 @@ fn journal(journal: &Value, text: &mut String) {
         let _ = writeln!(text, "{DIM}{name:<10}{DIM:#}{value}");
     };
     let size = |field: &str| bytes(number(&journal[field]));
-    line(
-        "journal",
-        &format!(
-            "{}: {} of {}, events {} to {}",
-            string(&journal["path"]),
-            size("bytes"),
-            size("max_bytes"),
-            journal["first"],
-            journal["last"]
-        ),
-    );
+    let events = match (number(&journal["first"]), number(&journal["last"])) {
+        (first, last) if first > last => "no events yet".to_owned(),
+        (first, last) => format!("events {first} to {last}"),
+    };
+    line("journal", &format!("{}: {} of {}, {events}", string(&journal["path"]), size("bytes"), size("max_bytes")));
     if let Some(failing) = journal["failing"].as_str() {
         line("", &format!("{BAD}{failing}{BAD:#}"));
     }
@@ -163,7 +157,7 @@ fn bridges(all: &[Value], text: &mut String) {
     let trouble = |bridge: &Value| string(&bridge["state"]) != "ready";
     all.sort_by_key(|bridge| std::cmp::Reverse((trouble(bridge), number(&bridge["lag_events"]))));
     let rows = all.iter().map(|bridge| {
-        let lost = number(&bridge["dropped"]) + number(&bridge["dead"]) > 0;
+        let lost = number(&bridge["dropped"]) + dead(bridge) > 0;
         let style = match (trouble(bridge), lost) {
             (true, _) => BAD,
             (false, true) => SLOW,
@@ -179,7 +173,7 @@ fn bridges(all: &[Value], text: &mut String) {
             count("confirmed"),
             count("retried"),
             count("dropped"),
-            count("dead"),
+            grouped(dead(bridge)),
             string(&bridge["address"]).to_owned(),
         ];
         (style, cells)
@@ -191,7 +185,20 @@ fn bridges(all: &[Value], text: &mut String) {
         if let Some(reason) = reason {
             let _ = writeln!(text, "{DIM}{}:{DIM:#} {reason}", string(&bridge["name"]));
         }
+        let unroutable = number(&bridge["unroutable"]);
+        if unroutable > 0 {
+            let (name, unroutable) = (string(&bridge["name"]), grouped(unroutable));
+            let _ = writeln!(
+                text,
+                "{DIM}{name}:{DIM:#} {SLOW}{unroutable} were unroutable{SLOW:#}: no queue was bound for them"
+            );
+        }
     }
+}
+
+/// The dead letters of a bridge that are kept.
+fn dead(bridge: &Value) -> u64 {
+    number(&bridge["dead_letters"])
 }
 
 fn hooks(hooks: &Value, text: &mut String) {
@@ -310,7 +317,7 @@ mod tests {
     fn a_bridge_in_trouble_says_why() {
         let bridge = |name: &str, state: &str, lag: u64| {
             json!({"name": name, "kind": "nats", "state": state, "lag_events": lag, "lag_seconds": 3, "in_flight": 1, "confirmed": 5000,
-                   "retried": 2, "dropped": 0, "dead": 0, "address": "nats://h:4222"})
+                   "retried": 2, "dropped": 0, "dead": 9, "dead_letters": 4, "unroutable": 1200, "address": "nats://h:4222"})
         };
         let mut down = bridge("down", "connecting", 4000);
         down["reason"] = "connection refused".into();
@@ -320,7 +327,8 @@ mod tests {
         let rows: Vec<_> = text.lines().filter(|line| line.starts_with("nats")).collect();
         assert!(rows[0].starts_with("nats down  connecting   4,000  3 s"), "{text}");
         assert!(rows[1].starts_with("nats up    ready"), "{text}");
-        assert!(text.contains("\ndown: connection refused\n"), "{text}");
+        assert!(rows[0].ends_with("0     4  nats://h:4222"), "what is kept, not what was: {text}");
+        assert!(text.contains("\ndown: connection refused\ndown: 1,200 were unroutable: no queue"), "{text}");
         assert!(
             text.contains("/j: 2.0 KiB of 4.0 KiB, events 1 to 9") && text.contains("orphaned cursors: old;"),
             "{text}"

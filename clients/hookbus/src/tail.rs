@@ -37,7 +37,7 @@ pub(crate) struct TailArgs {
     /// How events are shown
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
-    /// Begin in the past, as far as the journal reaches: earliest, an offset, or a time such as 2026-11-22T10:00:00Z or 15m (ago)
+    /// Begin in the past, as far as the journal reaches: earliest, latest, an offset, or a time such as 2026-11-22T10:00:00Z or 15m (ago)
     #[arg(long, value_name = "WHERE")]
     from: Option<String>,
     /// End after that many events
@@ -74,11 +74,15 @@ async fn follow(client: &Client, args: &TailArgs) -> Result<(), Failure> {
     // Text of several lines and other bytes survive as base64 only.
     query.extend((args.output == Output::Raw).then(|| "format=base64".to_owned()));
     let query = query.join("&");
-    let mut screen = Screen { out: anstream::stdout(), output: args.output, left: args.count };
+    let mut screen =
+        Screen { out: anstream::stdout(), output: args.output, left: args.count, from_journal: args.from.is_some() };
     if args.count == Some(0) {
         return Ok(());
     }
     let mut following = client.follow(&query, None).await?;
+    if let Some(from) = args.from.as_ref().and_then(|from| from.parse().ok()) {
+        early(client, from).await?;
+    }
     if args.output == Output::Pretty && io::stdout().is_terminal() {
         note("following; Ctrl-C ends it");
     }
@@ -94,6 +98,15 @@ async fn follow(client: &Client, args: &TailArgs) -> Result<(), Failure> {
         following = again(client, &query, last.as_deref()).await?;
         note("the daemon is there again");
     }
+}
+
+/// Says so where the event to begin with is still to come.
+async fn early(client: &Client, from: u64) -> Result<(), Failure> {
+    let status: Value = serde_json::from_slice(&client.get("/v1/status").await?).unwrap_or_default();
+    if let Some(last) = status["journal"]["last"].as_u64().filter(|last| from > last + 1) {
+        note(&format!("there is no event {from} yet, the newest is {last}; waiting for it"));
+    }
+    Ok(())
 }
 
 enum Shown {
@@ -137,6 +150,8 @@ struct Screen {
     output: Output,
     /// How many events are still to be shown.
     left: Option<u64>,
+    /// Whether events come from the journal, which a reader can't be too slow for.
+    from_journal: bool,
 }
 
 const DIM: Style = Style::new().dimmed();
@@ -185,6 +200,9 @@ impl Screen {
         let object: Value = serde_json::from_str(data).unwrap_or_default();
         let (first, last) = (&object["first"], &object["last"]);
         let text = match object["count"].as_u64() {
+            Some(count) if self.from_journal => {
+                format!("up to {count} events are missing here ({first} to {last}): the journal no longer has them")
+            }
             Some(count) => format!("{count} events were dropped here ({first} to {last}): this reader was too slow"),
             None => {
                 format!("events may be missing here ({first} to {last}): they were published while nobody followed")

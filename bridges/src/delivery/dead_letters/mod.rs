@@ -224,6 +224,21 @@ impl DeadLetters {
         index.entries.values().filter(of_bridge).count() as u64
     }
 
+    /// Those that are meant, in the order of their numbers: number, bridge, and whether it is being sent again now.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub fn meant(&self, which: &Which) -> Result<Vec<(u64, Arc<str>, bool)>, DeadLettersError> {
+        self.opened(|_, index| {
+            let index = index.lock();
+            let described = |number: u64| {
+                let bridge = Arc::clone(&index.entries[&number].bridge);
+                (number, bridge, index.retrying.contains(&number))
+            };
+            Ok(index.numbers(which).into_iter().map(described).collect())
+        })
+    }
+
     /// How many had to go because there was no room, since the file was made.
     pub fn dropped(&self) -> u64 {
         self.index.lock().dropped

@@ -17,6 +17,7 @@ use hookbus_bridges::delivery::{
 use hookbus_bridges::mqtt::MqttBus;
 use hookbus_bridges::nats::NatsBus;
 use hookbus_broker::{Broker, Start, SubscribeOptions};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{BRIDGE_CURSOR, buses};
@@ -55,6 +56,22 @@ impl Bridges {
     /// How each of them stands.
     pub(super) fn status(&self) -> Vec<BridgeStatus> {
         self.list.iter().map(BridgeHandle::status).collect()
+    }
+
+    /// The same with how many dead letters each has, for people to see.
+    pub(super) fn shown(&self) -> Vec<Value> {
+        let shown = |status: BridgeStatus| {
+            let kept = self.dead_letters.count(Some(&status.name));
+            let mut shown = serde_json::to_value(status).unwrap_or_default();
+            shown["dead_letters"] = kept.into();
+            shown
+        };
+        self.status().into_iter().map(shown).collect()
+    }
+
+    /// Whether there is one of that name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.list.iter().any(|bridge| &*bridge.status().name == name)
     }
 
     /// What their buses refused.

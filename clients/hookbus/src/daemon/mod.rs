@@ -385,7 +385,7 @@ impl State {
                 journal.status(&self.broker, dead_letters)
             }),
             "sources": parts.sources.status(),
-            "bridges": parts.bridges.as_ref().map(Bridges::status).unwrap_or_default(),
+            "bridges": parts.bridges.as_ref().map(Bridges::shown).unwrap_or_default(),
             "subscribers": subscribers,
             "hooks": parts.hooks.as_ref().map(Hooks::status),
         })

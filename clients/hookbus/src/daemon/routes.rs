@@ -10,6 +10,7 @@
 //!
 //! Dead letters are on a disk, so they are asked for in a thread that may wait.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::extract::{Path, Query, State as Shared};
@@ -111,16 +112,42 @@ async fn show(Shared(state): Shared<Arc<State>>, Path(number): Path<String>) -> 
 
 async fn retry(Shared(state): Shared<Arc<State>>, body: Body) -> Result<Json<Value>, Problem> {
     let which = read(body)?.which()?;
-    // Nothing is read here: bridges fetch what they send.
+    let (which, meant) = meant(&state, which).await?;
+    let missing = missing(&which, &meant);
+    let under_way = meant.iter().filter(|(_, _, retrying)| *retrying).count();
+    // The letters are not read here: bridges fetch what they send.
     let parts = state.parts.lock();
     let bridges = parts.bridges.as_ref().ok_or_else(not_yet)?;
-    Ok(Json(json!({ "retried": bridges.retry(&which) })))
+    let names: BTreeSet<&str> = meant.iter().map(|(_, bridge, _)| &**bridge).collect();
+    let without_bridge: Vec<&str> = names.into_iter().filter(|name| !bridges.has(name)).collect();
+    Ok(Json(json!({
+        "retried": bridges.retry(&which),
+        "under_way": under_way,
+        "without_bridge": without_bridge,
+        "missing": missing,
+    })))
 }
 
 async fn purge(Shared(state): Shared<Arc<State>>, body: Body) -> Result<Json<Value>, Problem> {
     let which = read(body)?.which()?;
+    let (which, meant) = meant(&state, which).await?;
     let letters = dead_letters(&state)?;
-    asked(move || Ok(json!({ "purged": letters.purge(&which)? }))).await
+    asked(move || Ok(json!({ "purged": letters.purge(&which)?, "missing": missing(&which, &meant) }))).await
+}
+
+/// A letter that is meant: its number, its bridge, and whether it is being sent again now.
+type Meant = (u64, Arc<str>, bool);
+
+async fn meant(state: &State, which: Which) -> Result<(Which, Vec<Meant>), Problem> {
+    let letters = dead_letters(state)?;
+    blocking(move || letters.meant(&which).map(|meant| (which, meant))).await?.map_err(failed)
+}
+
+/// The numbers that were asked for and are nobody's.
+fn missing(which: &Which, meant: &[Meant]) -> Vec<u64> {
+    let Which::Numbers(numbers) = which else { return Vec::new() };
+    let there = |asked: &u64| meant.iter().any(|(number, _, _)| number == asked);
+    numbers.iter().copied().filter(|number| !there(number)).collect()
 }
 
 async fn list_cursors(Shared(state): Shared<Arc<State>>) -> Json<Value> {
