@@ -55,11 +55,11 @@
 //! ```text
 //! segment: 64 bytes of header, then records, then zeros up to what was set aside
 //!
-//!   0           8       12      16      24        32         40      48         64
-//!   +-----------+-------+-------+-------+---------+----------+-------+----------+---------
-//!   |"HBJseg1\n"|CRC32C |salt   |log id |first    |previous  |time   |zeros     |records...
-//!   |           |of 12..|       |       |offset   |end       |of it  |          |
-//!   +-----------+-------+-------+-------+---------+----------+-------+----------+---------
+//!   0           8       12      16      24        32         40      48        56      64
+//!   +-----------+-------+-------+-------+---------+----------+-------+---------+-------+---------
+//!   |"HBJseg1\n"|CRC32C |salt   |log id |first    |previous  |time   |previous |zeros  |records...
+//!   |           |of 12..|       |       |offset   |end       |of it  |jumped   |       |
+//!   +-----------+-------+-------+-------+---------+----------+-------+---------+-------+---------
 //!
 //! record, at a multiple of 8:
 //!
@@ -75,7 +75,8 @@
 //!
 //! `length` is that of header and body. The checksum of a record starts from the *salt*, a secret random number of the journal: a payload can't be
 //! made to look like a record where damage has to be skipped. `previous end` tells a segment that is missing from offsets that were
-//! passed over.
+//! passed over; `previous jumped` is how many of those lie between the records of the segment before, which is not read when a journal is
+//! opened.
 //!
 //! # Opening
 //!

@@ -95,8 +95,9 @@ impl Journal {
                 new_state(&segments)
             }
         };
-        let (mut segments, tail) = open_segments(&segments, &state, &mut report)?;
-        let mut holes = tail.jumps.clone();
+        let Opened { mut segments, tail, jumps: mut holes } = open_segments(&segments, &state, &mut report)?;
+        let jumped = tail.jumps.iter().map(|(end, first)| first - end).sum();
+        holes.extend(&tail.jumps);
         let between =
             segments.iter().zip(segments.iter().skip(1)).map(|(_, segment)| (segment.previous, segment.first));
         holes.extend(between.filter(|(end, first)| end < first));
@@ -126,7 +127,7 @@ impl Journal {
         let cursors =
             open_cursors(&path.join("cursors"), segments.front().map_or(next, |s| s.first), &options, &mut report)?;
         let log = Arc::new(Log::new(options, (state.log, state.salt), lock, segments, next, holes, cursors));
-        let mut writer = Writer::new(Arc::clone(&log), meta, tail.next.min(next));
+        let mut writer = Writer::new(Arc::clone(&log), meta, tail.next.min(next), jumped);
         if let Some(gap) = lost {
             let done = writer.put_gap(gap).and_then(|()| writer.flush());
             done.map_err(JournalError::io("write", &log.options.path))?;
@@ -212,11 +213,16 @@ struct End {
     jumps: Vec<(u64, u64)>,
 }
 
-fn open_segments(
-    found: &[(u64, PathBuf)],
-    state: &State,
-    report: &mut OpenReport,
-) -> Result<(VecDeque<Arc<Segment>>, End), JournalError> {
+/// The segments, opened.
+struct Opened {
+    segments: VecDeque<Arc<Segment>>,
+    tail: End,
+    /// Offsets that the older ones have passed over. Where in a segment that was isn't known: it is taken to have been at its beginning.
+    jumps: Vec<(u64, u64)>,
+}
+
+/// Opens what was found, and reads the newest to its end.
+fn open_segments(found: &[(u64, PathBuf)], state: &State, report: &mut OpenReport) -> Result<Opened, JournalError> {
     let mut segments: VecDeque<Arc<Segment>> = VecDeque::new();
     let mut end = End { bytes: 0, next: 1, time: Timestamp::from_millis(0), damaged: false, jumps: Vec::new() };
     let mut headers = Vec::new();
@@ -229,9 +235,12 @@ fn open_segments(
         }
         // Without a header nothing can be said about what was before.
         let (log, salt, time) = (state.log, state.salt, Timestamp::from_millis(0));
-        let header = header.unwrap_or(Header { log, salt, first: *first, previous: *first, time });
+        let header = header.unwrap_or(Header { log, salt, first: *first, previous: *first, time, jumped: 0 });
         headers.push((file, path, header));
     }
+    let behind = headers.iter().skip(1).map(|(_, _, header)| header.jumped);
+    let jumps = headers.iter().zip(behind).filter(|(_, jumped)| *jumped > 0);
+    let jumps = jumps.map(|((_, _, header), jumped)| (header.first + 1, header.first + 1 + jumped)).collect();
     let previous: Vec<u64> = headers.iter().skip(1).map(|(_, _, header)| header.previous).collect();
     for (i, (file, path, header)) in headers.into_iter().enumerate() {
         let length = file.metadata().map_err(JournalError::io("read", path))?.len();
@@ -247,7 +256,7 @@ fn open_segments(
         end.damaged = true;
         report.damage.push(Damage { path: PathBuf::from("segments"), position: 0, bytes: 0 });
     }
-    Ok((segments, end))
+    Ok(Opened { segments, tail: end, jumps })
 }
 
 /// Reads the newest segment to its end, and clears away what is behind that.

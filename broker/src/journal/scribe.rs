@@ -7,8 +7,8 @@
 //! To wake the thread and to be woken by it costs a publisher more than to write. So the scribe sits behind a lock, which the thread
 //! lets go of while it sleeps, and a publisher that blocks its own thread anyway takes it before it publishes, where it is free
 //! ([`StandIn`]): it publishes, writes, and goes. It does the plain case only: whatever is left then, or is more than to write, is the
-//! thread's, which is woken. One that finds the lock taken publishes and waits: whoever has the lock sees its message before
-//! he lets go. Where a sync follows each write, nobody stands in: there, waking is cheap beside it, and those who wait share a sync.
+//! thread's, which is woken. One that finds the lock taken publishes and waits: whoever has the lock looks for what is queued
+//! before it lets go. Where a sync follows each write, nobody stands in: there, waking is cheap beside it, and those who wait share a sync.
 
 use std::io;
 use std::sync::Arc;
@@ -163,9 +163,8 @@ impl Scribe {
         if self.gave_up {
             return Err(Over::GaveUp);
         }
-        let mut next = Next::Write;
-        match self.write_batch() {
-            Ok(()) => {}
+        let idle = match self.write_batch() {
+            Ok(()) => false,
             Err(Unwritten::GaveUp) => return Err(Over::GaveUp),
             Err(Unwritten::Nothing(TryRecvError::Ended)) => {
                 let desk = &mut self.desk;
@@ -176,16 +175,11 @@ impl Scribe {
                 return Err(Over::Closed);
             }
             Err(Unwritten::Nothing(TryRecvError::Empty)) => {
-                if self.subscription.poll_ready(cx).is_pending() && !self.desk.settle()? {
-                    next = Next::Sleep(None);
-                }
+                self.subscription.poll_ready(cx).is_pending() && !self.desk.settle()?
             }
-        }
+        };
         self.desk.do_duties();
-        Ok(match next {
-            Next::Sleep(_) => Next::Sleep(self.desk.next_duty()),
-            Next::Write => Next::Write,
-        })
+        Ok(if idle { Next::Sleep(self.desk.next_duty()) } else { Next::Write })
     }
 
     /// Writes some of what is queued.

@@ -28,6 +28,8 @@ pub(super) struct Header {
     pub(super) previous: u64,
     /// The time of its first record.
     pub(super) time: Timestamp,
+    /// How many offsets were passed over, after crashes, between the records of the segment before.
+    pub(super) jumped: u64,
 }
 
 impl Header {
@@ -35,7 +37,13 @@ impl Header {
         let mut bytes = [0; HEADER_BYTES as usize];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[12..16].copy_from_slice(&self.salt.to_le_bytes());
-        for (at, number) in [(16, self.log.get()), (24, self.first), (32, self.previous), (40, self.time.as_millis())] {
+        for (at, number) in [
+            (16, self.log.get()),
+            (24, self.first),
+            (32, self.previous),
+            (40, self.time.as_millis()),
+            (48, self.jumped),
+        ] {
             bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
         }
         let crc = checksum(0, &bytes[12..]);
@@ -54,6 +62,7 @@ impl Header {
             first: number(24),
             previous: number(32),
             time: Timestamp::from_millis(number(40)),
+            jumped: number(48),
         })
     }
 }

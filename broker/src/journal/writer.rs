@@ -32,6 +32,8 @@ pub(super) struct Writer {
     /// The offset behind the last record, and the time of that one.
     pub(super) next: u64,
     last_time: Timestamp,
+    /// How many offsets were passed over between the tail's records.
+    jumped: u64,
     /// Records from this offset on go into the next segment.
     end_segment_at: Option<u64>,
 }
@@ -55,8 +57,8 @@ struct Ready {
 }
 
 impl Writer {
-    /// A writer that goes on at `next` behind the newest segment.
-    pub(super) fn new(log: Arc<Log>, meta: Meta, next: u64) -> Self {
+    /// A writer that goes on at `next` behind the newest segment, between whose records so many offsets were passed over.
+    pub(super) fn new(log: Arc<Log>, meta: Meta, next: u64, jumped: u64) -> Self {
         let newest = log.segments.lock().back().cloned();
         let tail = newest.map(|segment| Tail {
             allocated: segment.allocated.load(Ordering::Relaxed),
@@ -75,6 +77,7 @@ impl Writer {
             messages: 0,
             next,
             last_time,
+            jumped,
             end_segment_at: None,
         }
     }
@@ -84,6 +87,7 @@ impl Writer {
         let (keys, ends) = message.raw_keys().expect("the journal's own subscription reads from memory");
         let size = record::message_bytes(ends.len(), keys.len(), message.origin(), message.payload().len());
         self.make_room(size, offset, message.time())?;
+        self.jump_to(offset);
         let fields = Fields {
             offset,
             time: message.time(),
@@ -104,12 +108,21 @@ impl Writer {
     pub(super) fn put_gap(&mut self, gap: Gap) -> io::Result<()> {
         let time = self.log.options.clock.now();
         self.make_room(GAP_BYTES as u64, gap.first.get(), time)?;
+        self.jump_to(gap.first.get());
         record::put_gap(&mut self.buffer, self.log.salt, gap, time);
         self.next = gap.last.get() + 1;
         self.last_time = time;
         self.log.note_gap(self.next);
         self.log.counters.gaps.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Notes what is passed over before the next record, unless that is the first of a segment, whose header tells it.
+    fn jump_to(&mut self, first: u64) {
+        let begins = |tail: &Tail| tail.new.as_ref().is_some_and(|(_, header)| header.first == first);
+        if !self.tail.as_ref().is_some_and(begins) {
+            self.jumped += first.saturating_sub(self.next);
+        }
     }
 
     /// Writes the buffer. Where that fails it is kept, and can be written again.
@@ -220,7 +233,8 @@ impl Writer {
         }
         self.end_segment_at = None;
         let ready = self.ready.pop_front().expect("prepared just now");
-        let header = Header { log: self.log.id, salt: self.log.salt, first, previous: self.next, time };
+        let jumped = std::mem::take(&mut self.jumped);
+        let header = Header { log: self.log.id, salt: self.log.salt, first, previous: self.next, time, jumped };
         self.buffer.extend_from_slice(&header.encode());
         let allocated = ready.bytes;
         self.tail = Some(Tail { segment: None, new: Some((ready, header)), allocated, bytes: 0 });
