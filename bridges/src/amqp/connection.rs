@@ -219,13 +219,34 @@ async fn open(connection: &Connection, exchange: &ShortString) -> lapin::Result<
             }
             // Its refusal has closed the channel.
             channel = connection.create_channel().await?;
-            let make = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-            declare(&channel, exchange, make).await?;
+            declare(&channel, exchange, make()).await?;
             tracing::info!(%exchange, "made the exchange");
+        } else {
+            tell_another_type(connection, exchange).await?;
         }
     }
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
     Ok(channel)
+}
+
+fn make() -> ExchangeDeclareOptions {
+    ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() }
+}
+
+/// Says so where an exchange that was there is of another type: consumers bind with wildcards, which mean nothing there. The protocol has no
+/// question for it, but to declare it anew is refused with the reason. One may have its uses, so it isn't refused by us.
+async fn tell_another_type(connection: &Connection, exchange: &ShortString) -> lapin::Result<()> {
+    let channel = connection.create_channel().await?;
+    match declare(&channel, exchange, make()).await {
+        Ok(()) => channel.close(200, "".into()).await,
+        Err(error) => {
+            if let Some((_, words)) = error::said(&error).filter(|(_, words)| words.contains("inequivalent arg 'type'"))
+            {
+                tracing::warn!(%exchange, "it is no topic exchange, so bindings with * and # match nothing: {words}");
+            }
+            Ok(())
+        }
+    }
 }
 
 async fn declare(channel: &Channel, exchange: &ShortString, options: ExchangeDeclareOptions) -> lapin::Result<()> {

@@ -37,6 +37,9 @@ pub(super) fn not_connected(place: &str, error: &Error) -> Fault {
         Some((_, words)) => Fault::needs_help(format!("{place}: {words}")),
         None => match error.kind() {
             ErrorKind::InvalidProtocolVersion(_) => Fault::needs_help(format!("{place}: {error}")),
+            ErrorKind::ParsingError(_) => Fault::passing(format!(
+                "{place} can't be reached: it answers, but not in AMQP; is a server of AMQP on this port?"
+            )),
             _ => Fault::passing(format!("{place} can't be reached: {}", plain(error))),
         },
     }

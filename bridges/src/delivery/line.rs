@@ -33,6 +33,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How often at most the log tells of lost events.
 const BETWEEN_LOSSES: Duration = Duration::from_secs(10);
 
+/// A connection that has lived for so long is one whose loss the log tells of.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// How often at least the log tells of a bus that can't be reached.
 const BETWEEN_REMINDERS: Duration = Duration::from_secs(600);
 
@@ -72,16 +75,19 @@ pub(super) struct Line<F> {
     needs_help: bool,
     /// Since when there is a connection.
     connected_at: Option<Instant>,
-    /// Since when there is none that has confirmed anything, and when the log said so last.
+    /// Since when there is none, and when the log said so last. One that is lost at once counts as none.
     away: Option<Away>,
+    /// Whether the next connection is told of in the log: it is the first, or the log has told of an end since.
+    tell_connection: bool,
     /// When the bus must have taken what it is being handed.
     op_deadline: Option<Instant>,
     timer: Pin<Box<Sleep>>,
     cemetery: Cemetery,
     /// How many lost events the log was told of, and when.
     losses_told: (u64, Option<Instant>),
-    /// How many events the bus has refused for good.
+    /// How many events the bus has refused for good, and how many dead letters again.
     refused: u64,
+    refused_again: u64,
     /// The time, as of the last look.
     now: Instant,
 }
@@ -153,8 +159,10 @@ impl<F: Feed> Line<F> {
             cemetery,
             connected_at: None,
             away: None,
+            tell_connection: true,
             losses_told: (0, None),
             refused: 0,
+            refused_again: 0,
             now,
         }
     }
@@ -409,7 +417,7 @@ impl<F: Feed> Line<F> {
                     self.ledger.push_done(offset);
                 } else {
                     let (bytes, reason) = (parcel.memory_bytes(), reason.to_string());
-                    self.tell_refusal(&reason);
+                    self.tell_refusal(&reason, retry.is_some());
                     self.ledger.push_condemned(offset, Arc::new(parcel), bytes, reason);
                 }
             }
@@ -461,11 +469,11 @@ impl<F: Feed> Line<F> {
             }
             Rejection::Permanent(reason) => {
                 self.shared.error(&reason);
-                self.tell_refusal(&reason);
-                if let Some(parcel) = self.ledger.condemn(ticket, reason) {
-                    // Who gets the next letter is told of what was dropped before this one.
-                    self.dropped += parcel.dropped.unwrap_or(0);
-                }
+                let parcel = self.ledger.condemn(ticket, reason.clone());
+                let (again, dropped) = parcel.map_or((false, None), |parcel| (parcel.retry.is_some(), parcel.dropped));
+                self.tell_refusal(&reason, again);
+                // Who gets the next letter is told of what was dropped before this one.
+                self.dropped += dropped.unwrap_or(0);
             }
         }
     }
@@ -562,10 +570,12 @@ impl<F: Feed> Line<F> {
     /// A connection is there, which takes letters of this size.
     fn connected(&mut self, limits: Limits) {
         // A connection that is lost over and over is told as its faults are.
-        if self.failures == 0 || self.failures.is_power_of_two() {
-            let (name, waiting) = (&self.shared.name, self.shared.status().lag_events);
+        if std::mem::take(&mut self.tell_connection) {
+            let status = self.shared.status();
+            let (name, waiting) = (&status.name, status.lag_events);
+            let again = if status.counts.connects > 1 { " again" } else { "" };
             let after =
-                self.away.map_or_else(String::new, |away| format!(" again after {}", period(now() - away.since)));
+                self.away.map_or_else(String::new, |away| format!("{again} after {}", period(now() - away.since)));
             tracing::info!("bridge {name}: connected to {}{after}; {waiting} events wait for it", self.shared.address);
         }
         self.silence = None;
@@ -605,6 +615,10 @@ impl<F: Feed> Line<F> {
             // Although nothing may have been there to be confirmed.
             self.well();
         }
+        if lived >= SETTLED {
+            // Another time that it is away, to be told for itself.
+            self.away = None;
+        }
         self.fault(fault);
         self.settle();
     }
@@ -616,14 +630,16 @@ impl<F: Feed> Line<F> {
         let reason: Box<str> = fault.reason.as_str().into();
         self.shared.error(&reason);
         let now = now();
+        let is_new = self.away.is_none();
         let away = self.away.get_or_insert(Away { since: now, told: now });
-        if self.failures.is_power_of_two() || now >= away.told + BETWEEN_REMINDERS {
+        if is_new || self.failures.is_power_of_two() || now >= away.told + BETWEEN_REMINDERS {
             away.told = now;
+            self.tell_connection = true;
             let for_long = match now - away.since {
                 short if short < Duration::from_secs(60) => String::new(),
                 long => {
                     let waiting = self.shared.status().lag_events;
-                    format!(" (nothing was delivered for {}; {waiting} events wait)", period(long))
+                    format!(" (for {} now; {waiting} events wait)", period(long))
                 }
             };
             tracing::warn!("bridge {}: {reason}{for_long}", self.shared.name);
@@ -634,11 +650,14 @@ impl<F: Feed> Line<F> {
     }
 
     /// Says in the log that an event can't be delivered; of many, not each.
-    fn tell_refusal(&mut self, reason: &str) {
-        self.refused += 1;
-        if self.refused <= 4 || self.refused.is_power_of_two() {
-            let (name, refused) = (&self.shared.name, self.refused);
-            tracing::warn!("bridge {name}: an event becomes a dead letter, the {refused}. since it began: {reason}");
+    fn tell_refusal(&mut self, reason: &str, again: bool) {
+        let counter = if again { &mut self.refused_again } else { &mut self.refused };
+        *counter += 1;
+        if *counter <= 4 || counter.is_power_of_two() {
+            let (name, nth) = (&self.shared.name, *counter);
+            let what =
+                if again { "a dead letter that was sent again is one again" } else { "an event becomes a dead letter" };
+            tracing::warn!("bridge {name}: {what}, the {nth}. since it began: {reason}");
         }
     }
 

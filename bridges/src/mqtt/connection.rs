@@ -408,6 +408,9 @@ fn turned_away(options: &MqttOptions, error: &io::Error) -> Fault {
 fn lost(error: &io::Error, at: &str) -> Fault {
     match tls::trouble(error) {
         Some(trouble) => Fault::needs_help(trouble),
+        None if at == "TLS" => {
+            Fault::passing(format!("the connection was lost in TLS: {error}; does this port speak TLS?"))
+        }
         None => Fault::passing(format!("the connection was lost in {at}: {error}")),
     }
 }
