@@ -87,6 +87,8 @@ fn a_cursor_outlives_its_bridge_until_it_is_deleted() {
     assert_eq!(listed["cursors"][0]["in_use"], true);
     let told = refused(&home.run(&["cursor", "delete", "bridge/ops"]));
     assert!(told.contains("in use"), "{told}");
+    let told = refused(&home.run(&["cursor", "delete", "ops"]));
+    assert!(told.contains("did you mean bridge/ops?"), "{told}");
     serve.stop();
 
     home.configure(JOURNAL);
@@ -132,6 +134,15 @@ fn what_a_bus_refuses_for_good_is_a_dead_letter() {
     assert_eq!(text(&home.run(&["dlq", "purge", &numbers[1]])), "1 thrown away\n");
     let told = refused(&home.run(&["dlq", "show", &numbers[1]]));
     assert!(told.contains("there is no dead letter"), "{told}");
+    for (command, expected) in [
+        (&["dlq", "purge", &numbers[1]][..], "there is no dead letter"),
+        (&["dlq", "retry", "999"], "there is no dead letter 999"),
+        (&["dlq", "retry", "--bridge", "opps"], "there are no dead letters of `opps`"),
+        (&["dlq", "list", "--bridge", "opps"], "there is no bridge `opps`"),
+    ] {
+        let told = refused(&home.run(command));
+        assert!(told.contains(expected), "{command:?}: {told}");
+    }
     // It is refused again, and stays.
     assert_eq!(text(&home.run(&["dlq", "retry", &numbers[0]])), "1 handed to their bridges\n");
     wait_until("it to be refused again", || {

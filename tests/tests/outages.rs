@@ -99,6 +99,28 @@ fn outages(kind: Kind) {
     serve.stop();
 }
 
+/// Each outage is told in the log when it begins and when it is over, however many attempts lie between.
+#[test]
+fn the_log_tells_of_each_outage() {
+    let mut server = Server::start(Kind::Nats);
+    let home = Home::new(&server.bridge(""));
+    let serve = home.serve();
+    let told = |what: &str| home.log().lines().filter(|line| line.contains(what)).count();
+    home.until_bridge("nats", "to be ready", ready);
+    for outage in 1..=3u64 {
+        home.publish("some/thing", b"");
+        home.until_bridge("nats", "to deliver", |bridge| bridge["confirmed"] == outage);
+        server.go_down();
+        // Neither the first attempt nor one that is told of for its number.
+        home.until_bridge("nats", "to try again and again", |bridge| bridge["attempt"].as_u64() > Some(3));
+        server.come_up();
+        home.until_bridge("nats", "to be back", ready);
+        let told = (told("bridge nats: the connection to"), told(" again after "));
+        assert_eq!(told, (outage as usize, outage as usize), "{}", home.log());
+    }
+    serve.stop();
+}
+
 /// Three buses; each stands still for a while, with more to come than memory may hold. The other two get everything meanwhile, and
 /// the one that stood still gets it afterwards.
 #[test]

@@ -97,7 +97,13 @@ pub(crate) fn run(global: &GlobalArgs, command: DlqCommand) -> ExitCode {
             let of_bridge = bridge
                 .map_or_else(String::new, |name| format!("&bridge={}", utf8_percent_encode(&name, NON_ALPHANUMERIC)));
             let answer = get(&client, &format!("/v1/dlq?limit={limit}{of_bridge}")).await?;
-            print(&answer, shown.output, letters)
+            print(&answer, shown.output, letters)?;
+            match answer["unknown_bridge"].as_str() {
+                Some(name) => {
+                    Err(Failure::Work(format!("there is no bridge `{name}`, and no dead letter of one of that name")))
+                }
+                None => Ok(()),
+            }
         }),
         DlqCommand::Show { number, shown } => client::run(global, &shown.client, async |client| {
             let answer = get(&client, &format!("/v1/dlq/{number}")).await?;
@@ -105,13 +111,11 @@ pub(crate) fn run(global: &GlobalArgs, command: DlqCommand) -> ExitCode {
         }),
         DlqCommand::Retry { which, client } => client::run(global, &client, async |client| {
             let answer = post(&client, "/v1/dlq/retry", &which).await?;
-            told(&format!("{} handed to their bridges", number(&answer["retried"])))?;
-            left(&which, &answer, number(&answer["retried"]) + number(&answer["under_way"]))
+            done(&which, &answer, number(&answer["retried"]), "handed to their bridges")
         }),
         DlqCommand::Purge { which, client } => client::run(global, &client, async |client| {
             let answer = post(&client, "/v1/dlq/purge", &which).await?;
-            told(&format!("{} thrown away", number(&answer["purged"])))?;
-            left(&which, &answer, number(&answer["purged"]))
+            done(&which, &answer, number(&answer["purged"]), "thrown away")
         }),
     }
 }
@@ -131,6 +135,15 @@ fn understood(answer: &[u8]) -> Result<Value, Failure> {
 
 fn told(text: &str) -> Result<(), Failure> {
     Ok(writeln!(anstream::stdout(), "{text}")?)
+}
+
+/// Tells how many were done, and fails with what was asked for and not done.
+fn done(which: &Which, answer: &Value, count: u64, what: &str) -> Result<(), Failure> {
+    let left = left(which, answer, count + number(&answer["under_way"]));
+    if count > 0 || left.is_ok() {
+        told(&format!("{count} {what}"))?;
+    }
+    left
 }
 
 /// Fails with what was asked for and not done; `found` letters were done, or are being sent again already.

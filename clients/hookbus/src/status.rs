@@ -128,7 +128,8 @@ fn journal(journal: &Value, text: &mut String) {
     }
     let dead = number(&journal["dead_letters"]);
     if dead > 0 {
-        line("", &format!("{SLOW}{} dead letters{SLOW:#}; `hookbus dlq list` shows them", grouped(dead)));
+        let letters = if dead == 1 { "1 dead letter".to_owned() } else { format!("{} dead letters", grouped(dead)) };
+        line("", &format!("{SLOW}{letters}{SLOW:#}; `hookbus dlq list` shows them"));
     }
 }
 
@@ -166,7 +167,8 @@ fn bridges(all: &[Value], text: &mut String) {
         let count = |field: &str| grouped(number(&bridge[field]));
         let cells = vec![
             format!("{} {}", string(&bridge["kind"]), string(&bridge["name"])),
-            string(&bridge["state"]).to_owned(),
+            // What goes by itself, and what somebody has to act on.
+            if bridge["needs_help"] == true { "needs help" } else { string(&bridge["state"]) }.to_owned(),
             count("lag_events"),
             format!("{:.0} s", bridge["lag_seconds"].as_f64().unwrap_or_default()),
             count("in_flight"),

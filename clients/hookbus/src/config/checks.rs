@@ -2,6 +2,8 @@
 //!
 //! Warnings are about what a file says, never about defaults: nobody is warned of what a file leaves out.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 
 use hookbus_bridges::zeromq::Endpoint;
@@ -57,18 +59,21 @@ fn journal(config: &mut Config, reader: &mut Reader<'_>) {
 
 /// A server of MQTT hangs up on a client when another one comes with its id, so two bridges would throw each other out for ever.
 fn same_client_id(config: &Config, reader: &mut Reader<'_>) {
-    let mut seen: Vec<(&str, &str)> = Vec::new();
+    let mut seen = BTreeMap::new();
     for bridge in &config.bridges {
         let BridgeKind::Mqtt(mqtt) = &bridge.kind else { continue };
-        let Some(id) = &mqtt.client_id else { continue };
-        match seen.iter().find(|(known, _)| known == id) {
-            None => seen.push((id, &bridge.name)),
-            Some((_, other)) => {
+        let (Some(id), Ok(server)) = (&mqtt.client_id, bridge.url.host_and_port(1883)) else { continue };
+        match seen.entry((id.as_str(), server)) {
+            Entry::Vacant(first) => {
+                first.insert(bridge.name.as_str());
+            }
+            Entry::Occupied(other) => {
+                let other = other.get();
                 let what = format!(
-                    "bridge `{}`: client_id: bridge `{other}` has the same; a server lets only one of them in",
+                    "bridge `{}`: client_id: bridge `{other}` has the same; the server lets only one of them in",
                     bridge.name
                 );
-                if let Some(place) = reader.at(&format!("bridge {}", bridge.name)) {
+                if let Some(place) = reader.at(&format!("client_id of {}", bridge.name)) {
                     reader.error(place, what);
                 }
             }
@@ -158,6 +163,9 @@ pub(super) fn bridge(bridge: &BridgeConfig, path: &str, reader: &mut Reader<'_>,
             }
         }
         BridgeKind::Mqtt(mqtt) => {
+            if let Some(place) = reader.at(&format!("{path}.client_id")) {
+                reader.said(format!("client_id of {}", bridge.name), place);
+            }
             if let (Some(""), Some(place)) = (mqtt.client_id.as_deref(), reader.at(&format!("{path}.client_id"))) {
                 let what = "client_id: an empty one can't be told apart from others; leave the key out for one made of the bridge's \
                             and the host's name";
@@ -257,9 +265,9 @@ fn prefixes(prefixes: &[String], path: &str, shown: &str, reader: &mut Reader<'_
         let what = "prefixes: nothing begins with none of them, so nothing would be published; leave the key out for everything";
         reader.error(place, format!("{shown}{what}"));
     }
-    if let Some(pattern) = prefixes.iter().find(|prefix| prefix.ends_with(['*', '>', '#'])) {
+    if let Some(pattern) = prefixes.iter().find(|prefix| prefix.contains('*') || prefix.ends_with(['>', '#'])) {
         let what = format!(
-            "prefixes: `{}` is no pattern, but the beginning of a key as it stands here; leave the last character out",
+            "prefixes: `{}` is no pattern, but the beginning of a key as it stands here; end it before the first wildcard",
             pattern.escape_debug()
         );
         reader.warn(place, format!("{shown}{what}"));

@@ -197,9 +197,13 @@ pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> O
 
 /// serde's message in the words of those who write a file.
 fn plain(message: &str) -> String {
-    let types =
-        [("usize", "a whole number, 0 or more"), ("u64", "a whole number, 0 or more"), ("u8", "a small whole number")];
-    let mut message = message.replace('\n', ", ");
+    let types = [
+        ("usize", "a whole number, 0 or more"),
+        ("u64", "a whole number, 0 or more"),
+        ("u8", "a small whole number"),
+        ("a sequence", "a list: [\"...\", \"...\"]"),
+    ];
+    let mut message = message.replace('\n', ", ").replace("wanted string or table", "write it in quotes");
     for (name, meaning) in types {
         if let Some(rest) = message.strip_suffix(&format!("expected {name}")) {
             message = format!("{rest}expected {meaning}");

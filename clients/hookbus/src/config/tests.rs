@@ -280,9 +280,11 @@ fn what_has_no_effect_is_a_warning() {
 #[test]
 fn two_bridges_with_one_client_id_would_throw_each_other_out() {
     let one = "type = \"mqtt\"\nurl = \"mqtt://h\"\nclient_id = \"x\"\n";
+    let other = "type = \"mqtt\"\nurl = \"mqtt://h:1884\"\nclient_id = \"x\"\n";
+    assert_eq!(told(&format!("[[bridge]]\nname = \"a\"\n{one}[[bridge]]\nname = \"b\"\n{other}")), [""; 0]);
     let told = told(&format!("[[bridge]]\nname = \"a\"\n{one}[[bridge]]\nname = \"b\"\n{one}"));
     assert!(
-        matches!(&told[..], [one] if one.contains("Error bridge `b`: client_id: bridge `a` has the same")),
+        matches!(&told[..], [one] if one.starts_with("10:13 Error bridge `b`: client_id: bridge `a` has the same")),
         "{told:?}"
     );
 }

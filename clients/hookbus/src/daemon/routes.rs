@@ -82,6 +82,8 @@ async fn list(
 ) -> Result<Json<Value>, Problem> {
     let Query(Listed { bridge, limit }) = query.map_err(|e| Problem::bad_request(e.to_string()))?;
     let letters = dead_letters(&state)?;
+    let is_known = |name: &String| state.parts.lock().bridges.as_ref().is_some_and(|bridges| bridges.has(name));
+    let unknown = bridge.clone().filter(|name| letters.count(Some(name)) == 0 && !is_known(name));
     asked(move || {
         let all = letters.list(bridge.as_deref(), limit.min(MAX_LISTED))?;
         let all: Vec<Value> = all.iter().map(head).collect();
@@ -89,6 +91,7 @@ async fn list(
             "total": letters.count(bridge.as_deref()),
             "dropped": letters.dropped(),
             "notice": letters.notice().as_deref(),
+            "unknown_bridge": unknown,
             "letters": all,
         }))
     })
@@ -162,7 +165,13 @@ async fn delete_cursor(Shared(state): Shared<Arc<State>>, Path(name): Path<Strin
     let told = name.clone();
     match blocking(move || journal.delete_cursor(&name)).await? {
         Ok(()) => Ok(Json(json!({ "deleted": told }))),
-        Err(e @ JournalError::NoCursor { .. }) => Err(Problem::new(StatusCode::NOT_FOUND, e.to_string())),
+        Err(e @ JournalError::NoCursor { .. }) => {
+            let of_bridge = format!("{}{told}", super::BRIDGE_CURSOR);
+            let meant =
+                state.broker.journal().is_some_and(|j| j.cursors().iter().any(|cursor| cursor.name == of_bridge));
+            let hint = if meant { format!("; did you mean {of_bridge}?") } else { String::new() };
+            Err(Problem::new(StatusCode::NOT_FOUND, format!("{e}{hint}")))
+        }
         Err(e @ JournalError::CursorInUse { .. }) => {
             let detail = format!("{e}; it belongs to a bridge of the configuration");
             Err(Problem::new(StatusCode::CONFLICT, detail))
