@@ -244,10 +244,8 @@ fn path_of_url(bridge: &BridgeConfig, path: &str, shown: &str, reader: &mut Read
         BridgeKind::Nats(_) | BridgeKind::Mqtt(_) if !matches!(behind, "" | "/") => {
             format!("`{}` behind host and port means nothing; take it out", behind.escape_debug())
         }
-        BridgeKind::Amqp(_) if behind.contains(['?', '#']) => {
-            "a virtual host is all that is expected behind host and port; take out what begins with ? or #".to_owned()
-        }
-        BridgeKind::Amqp(_) if behind.matches('/').count() > 1 => format!(
+        // A query is the library's: `?heartbeat=10`.
+        BridgeKind::Amqp(_) if behind.split('?').next().unwrap_or_default().matches('/').count() > 1 => format!(
             "`{}` is more than one virtual host; a / that belongs to its name is written %2F",
             behind.escape_debug()
         ),
