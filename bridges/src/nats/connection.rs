@@ -27,12 +27,14 @@ const NOTICES: usize = 1024;
 #[derive(Debug)]
 pub struct NatsBus {
     options: NatsOptions,
+    /// Whether the log was told that the stream's limits are its own.
+    limits_told: bool,
 }
 
 impl NatsBus {
     /// A bus; nothing happens before it is told to connect.
     pub fn new(options: NatsOptions) -> Self {
-        NatsBus { options }
+        NatsBus { options, limits_told: false }
     }
 }
 
@@ -99,7 +101,7 @@ impl Bus for NatsBus {
         let mut inbox = None;
         if let Mode::JetStream(stream) = &options.mode {
             let context = ContextBuilder::new().timeout(options.step_timeout).build(client.clone());
-            let mut api = Api { context, receipts: &mut receipts };
+            let mut api = Api { context, receipts: &mut receipts, limits_told: &mut self.limits_told };
             let subjects = api.stream(stream, &options.root).await?;
             let prefix = client.new_inbox();
             let acks = client
@@ -172,6 +174,7 @@ fn without_user(server: ServerAddr) -> ServerAddr {
 struct Api<'a> {
     context: Context,
     receipts: &'a mut NatsReceipts,
+    limits_told: &'a mut bool,
 }
 
 /// An answer of the server's.
@@ -200,6 +203,32 @@ struct Facts {
     no_ack: bool,
     #[serde(default)]
     sealed: bool,
+    /// In nanoseconds; 0 is no limit.
+    #[serde(default)]
+    max_age: u64,
+    /// -1 is no limit.
+    #[serde(default)]
+    max_bytes: i64,
+}
+
+impl Facts {
+    /// Says once where the limits of a stream that was there aren't those that it would be made with: what is too old or too much goes
+    /// by the stream's own.
+    fn tell_limits(&self, options: &StreamOptions, told: &mut bool) {
+        let (wanted, limit) = (description(options, ""), |number: i64| if number > 0 { number } else { 0 });
+        let same =
+            u128::from(self.max_age) == wanted.max_age.as_nanos() && limit(self.max_bytes) == limit(wanted.max_bytes);
+        if same || std::mem::replace(told, true) {
+            return;
+        }
+        tracing::info!(
+            stream = %options.name,
+            "it has limits of its own (max_age {} s, max_bytes {}; 0 is none), which stay; stream_max_age and stream_max_bytes are \
+             for a stream that is made",
+            self.max_age / 1_000_000_000,
+            limit(self.max_bytes)
+        );
+    }
 }
 
 impl Api<'_> {
@@ -208,7 +237,10 @@ impl Api<'_> {
         let place = self.receipts.place();
         let name = &options.name;
         let facts = match self.ask::<_, Description>(format!("STREAM.INFO.{name}"), &()).await? {
-            Answer::Found(found) => found.config,
+            Answer::Found(found) => {
+                found.config.tell_limits(options, self.limits_told);
+                found.config
+            }
             // An account that may publish and nothing else: then the acknowledgements have to tell whether all is well.
             Answer::Denied(_) => return Ok(Vec::new()),
             Answer::Refused(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
