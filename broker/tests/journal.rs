@@ -701,11 +701,13 @@ fn publishers_of_all_kinds_share_the_log() {
                 std::thread::yield_now();
             }
         }));
-        while publishers.iter().any(|p| !p.is_finished()) {
+        let finished = || publishers.iter().all(std::thread::ScopedJoinHandle::is_finished);
+        while !finished() {
             disk.set_broken(true);
-            std::thread::sleep(Duration::from_millis(2));
+            eventually(|| broker.journal().expect("attached").stats().failing.is_some() || finished());
             disk.set_broken(false);
-            std::thread::sleep(Duration::from_millis(20));
+            let before = broker.stats().published;
+            eventually(|| broker.stats().published > before + 500 || finished());
         }
     });
     let mut durable = broker.subscribe_from(all("all"), Start::Earliest).expect("subscribe");
