@@ -256,6 +256,86 @@ fn a_hook_runs_for_an_event_of_oned() {
     serve.stop();
 }
 
+/// A hook that writes down which event it ran for, once there is a file `go`.
+fn note(home: &Home, more: &str) {
+    let directory = home.path().display();
+    let text =
+        format!("#!/bin/sh\ncd {directory}\nuntil [ -e go ]; do sleep 0.01; done\necho $HOOKBUS_EVENT_ID >> ran\n");
+    let script = home.script("note.sh", &text);
+    home.hook("note", &format!("NAME = note\nTYPE = event\nPREFIX = \"app \"\nCOMMAND = {}\n{more}", script.display()));
+}
+
+/// The ids that it wrote.
+fn noted(home: &Home) -> Vec<String> {
+    let ran = fs::read_to_string(home.path().join("ran")).unwrap_or_default();
+    ran.lines().map(str::to_owned).collect()
+}
+
+/// With `spill` the place of hooks is in the journal: what a killed daemon had not done is done by the next one.
+#[test]
+fn hooks_run_for_what_a_killed_daemon_has_not_done() {
+    let home = Home::default();
+    note(&home, "CONCURRENCY = 1\n");
+    home.configure("[hooks]\noverflow = \"spill\"\n");
+    let mut first = home.serve();
+    let ids: Vec<String> = (0..5)
+        .map(|_| {
+            let output = home.run(&["publish", "app x", "-"]);
+            assert!(output.status.success(), "{}", error_of(&output));
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        })
+        .collect();
+    wait_until("one hook to run", || match home.status()["hooks"]["running"].as_u64() {
+        Some(1) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    first.program.kill();
+    assert!(noted(&home).is_empty());
+    fs::write(home.path().join("go"), "").expect("a file");
+    let second = home.serve();
+    let ran = wait_until("all five to have run", || match noted(&home) {
+        ran if ran.len() >= 5 => Ok(ran),
+        ran => Err(format!("{ran:?}")),
+    });
+    // The hook that the first one had started goes on when its parent is killed, and may have noted its event, too.
+    let mut distinct: Vec<_> = ran.clone();
+    distinct.sort();
+    distinct.dedup();
+    let mut expected = ids.clone();
+    expected.sort();
+    assert!(distinct == expected && ran.len() <= 6, "{ran:?}, published {ids:?}");
+    second.stop();
+}
+
+/// Of several front-ends only the one that leads runs hooks.
+#[test]
+fn hooks_run_where_run_if_says_yes() {
+    let home = Home::default();
+    note(&home, "");
+    fs::write(home.path().join("go"), "").expect("a file");
+    // Nobody has the one address; everybody has the other.
+    let is_leader = hookbus_tests::tools::workspace().join("packaging/is-leader");
+    for (address, leads) in [("203.0.113.7", false), ("127.0.0.1", true)] {
+        home.configure(&format!("[hooks]\nrun_if = \"{} {address}\"\n", is_leader.display()));
+        let serve = home.serve();
+        wait_until("the first answer", || match home.status()["hooks"]["leads"].as_bool() {
+            Some(answer) if answer == leads => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+        let output = home.run(&["publish", "app x", "-"]);
+        assert!(output.status.success(), "{}", error_of(&output));
+        let shown = home.run(&["status"]);
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert_eq!(shown.contains("no hook runs here: run_if says no"), !leads, "{shown}");
+        serve.stop();
+        assert_eq!(noted(&home).len(), usize::from(leads));
+        home.logged(&format!(
+            "{address}\" says {}",
+            if leads { "yes: hooks run here" } else { "no: no hook runs here" }
+        ));
+    }
+}
+
 fn forwarding(home: &Home) -> Hm {
     HmOptions::default().arguments(&format!("--forward {}", home.socket().display())).start()
 }

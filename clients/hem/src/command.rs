@@ -12,15 +12,23 @@
 //! Ruby's further rules (a shell builtin as the first word, `=` in it) never apply, since the first word is always a path with a `/`.
 //!
 //! Text that comes from an event never becomes shell text: `$API` and `$TEMPLATE` are base64, whose alphabet (`A-Z a-z 0-9 + / =`) means
-//! nothing to a shell where they stand, and COMMAND and the rest of ARGUMENTS are written by the operator.
+//! nothing to a shell where they stand, and COMMAND and the rest of ARGUMENTS are written by the operator. Arguments with plain text of
+//! an event come as [`Words`](Arguments::Words), and then no shell is in it at all.
+//!
+//! # On another host
+//!
+//! `ssh -n -- <host> <line>`; without `-n` where the arguments go to standard input. As with the original the line is seen by two shells, one
+//! here if it has shell characters, then that of the user's login there. The host is text of an event, and quoted; so are words.
 
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::arguments::{self, Arguments};
+
 /// What a shell would not take as it is; the list of Ruby 3.1's `rb_exec_fillarg`.
-const SHELL_CHARACTERS: &[char] =
+pub(crate) const SHELL_CHARACTERS: &[char] =
     &['*', '?', '{', '}', '[', ']', '<', '>', '(', ')', '~', '&', '|', '\\', '$', ';', '\'', '`', '"', '\n', '#'];
 
 /// What systemd tells the daemon about itself; a service that a hook starts would take it for its own.
@@ -35,32 +43,74 @@ pub(crate) struct CommandLine {
     /// The program, as messages name it.
     program: String,
     form: Form,
+    /// What it finds in its environment beside what we have in ours.
+    environment: Vec<(&'static str, String)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Form {
-    /// Arguments of the program.
+    /// Arguments of the program. A shell would read each of them as it is, blanks between them.
     Words(Vec<String>),
+    /// Arguments of the program, whatever is in them.
+    Exact(Vec<String>),
     /// A line for `sh -c`.
     Shell(String),
 }
 
 impl CommandLine {
     /// The line for a hook. Without `arguments` they go elsewhere.
-    pub(crate) fn new(base_path: &Path, command: &str, arguments: &str) -> Self {
+    pub(crate) fn new(base_path: &Path, command: &str, arguments: Option<&Arguments>) -> Self {
         let base = base_path.to_string_lossy();
         let command = command.trim_start_matches([' ', '\t']);
         let (base, slash) = if command.starts_with('/') { ("", "") } else { (base.trim_end_matches('/'), "/") };
-        let blank = if arguments.is_empty() { "" } else { " " };
-        let line = format!("{base}{slash}{command}{blank}{arguments}");
-        let mut words = command.split([' ', '\t']).chain(arguments.split([' ', '\t'])).filter(|word| !word.is_empty());
-        let program = format!("{base}{slash}{}", words.next().unwrap_or_default());
-        let form = if command.contains(SHELL_CHARACTERS) || arguments.contains(SHELL_CHARACTERS) {
-            Form::Shell(format!("{}{slash}{command}{blank}{arguments}", quoted(base)))
-        } else {
-            Form::Words(words.map(str::to_owned).collect())
+        let written = arguments.map(Arguments::text).unwrap_or_default();
+        let blank = if written.is_empty() { "" } else { " " };
+        let line = format!("{base}{slash}{command}{blank}{written}");
+        let mut words = plain_words(command);
+        let (program, own) = match arguments {
+            Some(Arguments::Words(_)) => (words.next().unwrap_or_default(), words.collect()),
+            _ => {
+                let mut words = words.chain(plain_words(&written));
+                (words.next().unwrap_or_default(), words.collect::<Vec<_>>())
+            }
         };
-        CommandLine { line, program, form }
+        let program = format!("{base}{slash}{program}");
+        let own = own.into_iter().map(str::to_owned);
+        let form = match arguments {
+            Some(Arguments::Words(given)) => Form::Exact(own.chain(given.iter().cloned()).collect()),
+            _ if command.contains(SHELL_CHARACTERS) || written.contains(SHELL_CHARACTERS) => {
+                Form::Shell(format!("{}{slash}{command}{blank}{written}", shell_path(base)))
+            }
+            _ => Form::Words(own.collect()),
+        };
+        CommandLine { line, program, form, environment: Vec::new() }
+    }
+
+    /// The same on another host. It is recorded as before.
+    pub(crate) fn on_host(self, ssh: &Path, host: &str, reads_input: bool) -> Self {
+        let ssh = ssh.to_string_lossy();
+        let options = if reads_input { &["--"][..] } else { &["-n", "--"] };
+        let words = |rest: Vec<String>| {
+            let options = options.iter().map(|&option| option.to_owned());
+            Form::Words(options.chain([host.to_owned()]).chain(rest).collect())
+        };
+        let form = match self.form {
+            // ssh joins them with blanks, for a shell there.
+            Form::Words(rest) => words(std::iter::once(self.program).chain(rest).collect()),
+            Form::Exact(rest) => {
+                words(std::iter::once(&self.program).chain(&rest).map(|word| arguments::quoted(word)).collect())
+            }
+            Form::Shell(line) => {
+                Form::Shell(format!("{} {} {} {line}", shell_path(&ssh), options.join(" "), arguments::quoted(host)))
+            }
+        };
+        CommandLine { program: ssh.into_owned(), form, ..self }
+    }
+
+    /// Adds variables to its environment.
+    pub(crate) fn with_environment(mut self, environment: Vec<(&'static str, String)>) -> Self {
+        self.environment = environment;
+        self
     }
 
     /// The line as it is recorded.
@@ -72,24 +122,34 @@ impl CommandLine {
     /// it an empty signal mask.
     pub(crate) fn process(&self) -> Command {
         let mut command = match &self.form {
-            Form::Words(words) => {
+            Form::Words(words) | Form::Exact(words) => {
                 let mut command = Command::new(&self.program);
                 command.args(words);
                 command
             }
             Form::Shell(line) => shell(["-c", line]),
         };
-        prepare(&mut command);
+        self.prepare(&mut command);
         command
     }
 
     /// The process to be started where the kernel didn't know the program's format: a script without `#!` in its first line is one for
     /// the shell, for Ruby as for a shell itself.
     pub(crate) fn process_of_script(&self) -> Option<Command> {
-        let Form::Words(words) = &self.form else { return None };
+        let (Form::Words(words) | Form::Exact(words)) = &self.form else { return None };
         let mut command = shell(std::iter::once(&self.program).chain(words));
-        prepare(&mut command);
+        self.prepare(&mut command);
         Some(command)
+    }
+
+    fn prepare(&self, command: &mut Command) {
+        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        for name in SERVICE_VARIABLES {
+            command.env_remove(name);
+        }
+        for (name, value) in &self.environment {
+            command.env(name, value);
+        }
     }
 
     /// What standard error says where it could not be started, in the words of OpenNebula's executor.
@@ -116,15 +176,13 @@ fn shell<A: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = A>) -> C
     command
 }
 
-fn prepare(command: &mut Command) {
-    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    for name in SERVICE_VARIABLES {
-        command.env_remove(name);
-    }
+/// What a command line without shell characters is split at.
+fn plain_words(text: &str) -> impl Iterator<Item = &str> {
+    text.split([' ', '\t']).filter(|word| !word.is_empty())
 }
 
 /// A base path as a shell reads it back.
-fn quoted(path: &str) -> String {
+fn shell_path(path: &str) -> String {
     if path.contains(SHELL_CHARACTERS) || path.contains([' ', '\t']) {
         format!("'{}'", path.replace('\'', r"'\''"))
     } else {
@@ -136,10 +194,15 @@ fn quoted(path: &str) -> String {
 mod tests {
     use super::*;
 
+    fn line(base_path: &str, command: &str, arguments: &str) -> CommandLine {
+        CommandLine::new(Path::new(base_path), command, Some(&Arguments::Line(arguments.into())))
+    }
+
     fn words(command: &str, arguments: &str) -> Option<Vec<String>> {
-        let line = CommandLine::new(Path::new("/b/hooks/"), command, arguments);
+        let line = line("/b/hooks/", command, arguments);
         match line.form {
             Form::Words(words) => Some(std::iter::once(line.program).chain(words).collect()),
+            Form::Exact(_) => panic!("{line:?}"),
             Form::Shell(_) => None,
         }
     }
@@ -152,7 +215,7 @@ mod tests {
         assert_eq!(words("sub/x", "prolog  end").unwrap(), ["/b/hooks/sub/x", "prolog", "end"]);
         // Base64 is plain, with its padding; so is what Ruby takes for plain.
         assert_eq!(words("x", "QUJD+/== 100% a=b ! ^ @ , : é").unwrap().len(), 10);
-        let line = CommandLine::new(Path::new("/b/hooks"), "x.sh", "prolog  end");
+        let line = line("/b/hooks", "x.sh", "prolog  end");
         assert_eq!(line.line(), "/b/hooks/x.sh prolog  end");
     }
 
@@ -162,15 +225,43 @@ mod tests {
             assert_eq!(words("x", &format!("a{c}b")), None, "{c}");
             assert_eq!(words(&format!("x{c}"), ""), None, "{c}");
         }
-        let line = CommandLine::new(Path::new("/it's here"), "x", "$HOME");
+        let line = self::line("/it's here", "x", "$HOME");
         assert_eq!(line.form, Form::Shell(r"'/it'\''s here'/x $HOME".into()));
         assert_eq!(line.line(), "/it's here/x $HOME");
-        assert_eq!(CommandLine::new(Path::new("/it's here"), "x", "").program, "/it's here/x");
+        assert_eq!(self::line("/it's here", "x", "").program, "/it's here/x");
+    }
+
+    #[test]
+    fn words_see_no_shell() {
+        let given = Arguments::Words(["$(id)", "", "a b"].map(str::to_owned).to_vec());
+        let line = CommandLine::new(Path::new("/b"), "x fixed", Some(&given));
+        assert_eq!(line.form, Form::Exact(["fixed", "$(id)", "", "a b"].map(str::to_owned).to_vec()));
+        assert_eq!(line.line(), "/b/x fixed '$(id)' '' 'a b'");
+        assert_eq!(CommandLine::new(Path::new("/b"), "x", None).line(), "/b/x");
+    }
+
+    /// What a host is called comes from an event, too.
+    #[test]
+    fn on_another_host_everything_is_quoted_once_more() {
+        let far = |command: &str, arguments: &Arguments, input| {
+            let line = CommandLine::new(Path::new("/r"), command, Some(arguments));
+            let recorded = line.line().to_owned();
+            let far = line.on_host(Path::new("ssh"), "no de", input);
+            assert_eq!((far.line(), far.program.as_str()), (recorded.as_str(), "ssh"));
+            match far.form {
+                Form::Words(words) => words.join("|"),
+                form => format!("{form:?}"),
+            }
+        };
+        assert_eq!(far("x", &Arguments::Line("a b".into()), false), "-n|--|no de|/r/x|a|b");
+        assert_eq!(far("x", &Arguments::Line(String::new()), true), "--|no de|/r/x");
+        assert_eq!(far("x", &Arguments::Words(vec!["$(id)".into()]), false), "-n|--|no de|/r/x|'$(id)'");
+        assert_eq!(far("x", &Arguments::Line("$HOME".into()), false), r#"Shell("ssh -n -- 'no de' /r/x $HOME")"#);
     }
 
     #[test]
     fn messages_are_those_that_are_known() {
-        let line = CommandLine::new(Path::new("/b"), "no_such.sh", "m");
+        let line = line("/b", "no_such.sh", "m");
         let message = |error| line.start_error(&io::Error::from_raw_os_error(error));
         assert_eq!(message(2), "Internal error No such file or directory - /b/no_such.sh");
         assert_eq!(message(13), "Internal error Permission denied - /b/no_such.sh");

@@ -1,25 +1,28 @@
 //! The dispatcher: the task that takes events from the subscription and starts hooks.
 //!
-//! It holds a free place before it takes an event, so that events wait in the broker, under the subscription's high-water mark, and nowhere
-//! else. An event that makes several hooks run waits here until each has had a place; it is the only one that does.
+//! It takes an event only while there is a free place and nothing that could start, so that events wait in the broker, under the
+//! subscription's high-water mark. Here wait only runs of events that were taken: behind the gates of the [`Schedule`], and those that
+//! failed and are to be repeated. Both are bounded. Of too many that failed, the next ones are not repeated, which is told.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use hookbus_bridges::PAYLOAD_BASE64;
 use hookbus_bridges::opennebula::Parser;
-use hookbus_broker::{Delivery, Gap, Received, Subscription};
+use hookbus_broker::{Delivery, Gap, Received};
 use parking_lot::RwLock;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::task::{JoinError, JoinSet, spawn_blocking};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{Id, JoinError, JoinSet, spawn_blocking};
 use tokio::time::{Duration, Instant, sleep_until};
 
-use crate::arguments::{Value, expand, want_value};
-use crate::command::CommandLine;
-use crate::executor::ExecutorOptions;
-use crate::hook::Hook;
-use crate::output::Output;
-use crate::process::{self, Limits};
+use crate::arguments::{Facts, want_json};
+use crate::base64;
+use crate::executor::{Again, ExecutorOptions};
+use crate::feed::Feed;
+use crate::hook::{Hook, Order};
 use crate::record::{Ending, EventRef, Record};
+use crate::run::{Over, Run, Words};
+use crate::schedule::{Gates, Schedule, Taken};
 use crate::status::{Active, Counters};
 
 /// An event as large as this is looked at on another thread: decoding and parsing take longer than other tasks should wait.
@@ -28,17 +31,22 @@ const LARGE_BYTES: usize = 128 << 10;
 /// How often losses are told while they go on.
 const TELL_LOSSES_EVERY: Duration = Duration::from_secs(10);
 
+/// How many runs may wait to be repeated, and what they may hold of events, in bytes.
+const MOST_REPEATS: usize = 10_000;
+const MOST_REPEATED_BYTES: usize = 64 << 20;
+
 /// What the task needs.
 pub(crate) struct Dispatcher {
-    pub(crate) subscription: Subscription,
+    pub(crate) feed: Feed,
     pub(crate) active: Arc<RwLock<Arc<Active>>>,
     /// The counters of all hooks together.
     pub(crate) all: Arc<Counters>,
     pub(crate) options: Arc<ExecutorOptions>,
-    /// A permit for each hook that may run.
-    pub(crate) places: Arc<Semaphore>,
     pub(crate) reports: mpsc::Sender<Arc<Record>>,
-    pub(crate) losses: Losses,
+    /// What is to run once more because somebody asked for it.
+    pub(crate) again: mpsc::Receiver<Again>,
+    /// Whether hooks are to run here; nothing until that is known.
+    pub(crate) leads: watch::Receiver<Option<bool>>,
     /// True: take no more events.
     pub(crate) stop_taking: watch::Receiver<bool>,
     /// True: end what runs.
@@ -49,64 +57,64 @@ pub(crate) struct Dispatcher {
 type Called = (Arc<Hook>, Arc<Counters>);
 
 /// What hooks get of an event.
-struct Event {
-    reference: EventRef,
-    value: Value,
+#[derive(Debug)]
+pub(crate) struct Event {
+    pub(crate) reference: EventRef,
+    pub(crate) facts: Facts,
+}
+
+/// The dispatcher at work.
+struct Work {
+    dispatcher: Dispatcher,
+    schedule: Schedule<Run>,
+    running: JoinSet<Over>,
+    /// What runs, by task.
+    places: HashMap<Id, (Taken, Run)>,
+    repeats: Repeats,
+    losses: Losses,
+}
+
+/// Something to do.
+enum Next {
+    Stop,
+    Over(Result<(Id, Over), JoinError>),
+    Losses,
+    Repeat,
+    Again(Again),
+    /// Nothing where the subscription has ended.
+    Delivery(Option<Delivery<Received>>),
 }
 
 impl Dispatcher {
     /// Runs hooks until it is told to stop or the subscription ends; then waits for those that run.
     pub(crate) async fn run(mut self) {
-        let mut runs = JoinSet::new();
-        let mut parser = Parser::new();
-        while let Some((place, delivery)) = self.next(&mut runs).await {
-            match delivery {
-                Delivery::Message(message) => {
-                    let looked;
-                    (parser, looked) = self.look_at(parser, message).await;
-                    if let Some((event, hooks)) = looked {
-                        self.start_all(&mut runs, place, &Arc::new(event), hooks).await;
-                    }
-                }
-                Delivery::Gap(gap) => self.losses.add(gap),
-            }
+        let known = async { self.leads.wait_for(Option::is_some).await.is_ok() };
+        tokio::select! {
+            _ = known => {}
+            _ = self.stop_taking.wait_for(|stop| *stop) => {}
         }
-        self.losses.tell();
-        let waiting = self.subscription.handle().stats().map_or(0, |stats| stats.queued);
-        if waiting > 0 {
-            tracing::warn!(events = waiting, "hooks: events still waited; no hook runs for them");
-        }
-        // Nothing more is queued for a reader that is gone.
-        drop(self.subscription);
-        while let Some(run) = runs.join_next().await {
-            check(run);
-        }
-    }
-
-    /// A free place and something to do, or nothing once it is time to stop.
-    async fn next(&mut self, runs: &mut JoinSet<()>) -> Option<(OwnedSemaphorePermit, Delivery<Received>)> {
-        let place = free_place(&self.places, &mut self.stop_taking).await?;
-        loop {
-            tokio::select! {
-                biased;
-                _ = self.stop_taking.wait_for(|stop| *stop) => return None,
-                Some(run) = runs.join_next(), if !runs.is_empty() => check(run),
-                () = self.losses.due() => self.losses.tell(),
-                delivery = self.subscription.recv() => return delivery.map(|delivery| (place, delivery)),
-            }
-        }
+        let work = Work {
+            dispatcher: self,
+            schedule: Schedule::default(),
+            running: JoinSet::new(),
+            places: HashMap::new(),
+            repeats: Repeats::default(),
+            losses: Losses::default(),
+        };
+        work.run().await;
     }
 
     /// Which hooks a message makes run, and what they get of it.
     async fn look_at(&self, mut parser: Parser, message: Received) -> (Parser, Option<(Event, Vec<Called>)>) {
         let active = Arc::clone(&self.active.read());
+        let options = Arc::clone(&self.options);
         if message.payload().len() < LARGE_BYTES {
-            let looked = look(&mut parser, &message, &active);
+            let looked = look(&mut parser, &message, &active, &options);
             return (parser, Some(looked));
         }
         let id = message.id();
         let looked = spawn_blocking(move || {
-            let looked = look(&mut parser, &message, &active);
+            let looked = look(&mut parser, &message, &active, &options);
             (parser, Some(looked))
         });
         looked.await.unwrap_or_else(|e| {
@@ -115,36 +123,213 @@ impl Dispatcher {
         })
     }
 
-    async fn start_all(
-        &mut self,
-        runs: &mut JoinSet<()>,
-        place: OwnedSemaphorePermit,
-        event: &Arc<Event>,
-        hooks: Vec<Called>,
-    ) {
-        let mut place = Some(place);
-        for (hook, counters) in hooks {
-            let place = match place.take() {
-                Some(place) => Some(place),
-                None => free_place(&self.places, &mut self.stop_taking).await,
-            };
-            let run = Run {
-                hook,
-                counters: [counters, Arc::clone(&self.all)],
-                event: Arc::clone(event),
-                options: Arc::clone(&self.options),
-                reports: self.reports.clone(),
-            };
-            match place {
-                Some(place) => {
-                    runs.spawn(run.run(place, self.stop_running.clone()));
-                }
-                None => run.cut_off().await,
+    fn new_run(&self, (hook, own): Called, event: Arc<Event>, words: Words) -> Run {
+        let counters = [own, Arc::clone(&self.all)];
+        Run::new(hook, counters, event, words, Arc::clone(&self.options), self.reports.clone())
+    }
+}
+
+impl Work {
+    async fn run(mut self) {
+        let mut parser = Parser::new();
+        let mut taking = true;
+        loop {
+            self.start();
+            if !taking && self.schedule.waiting() == 0 && self.running.is_empty() {
+                break;
             }
-            while let Some(run) = runs.try_join_next() {
-                check(run);
+            match self.next(taking).await {
+                Next::Stop => break,
+                Next::Over(run) => self.over(run),
+                Next::Losses => self.losses.tell(),
+                Next::Repeat => self.repeat(),
+                Next::Again(again) => self.run_again(again),
+                Next::Delivery(Some(Delivery::Message(message))) => {
+                    let offset = message.offset();
+                    let leads = *self.dispatcher.leads.borrow() != Some(false);
+                    let mut looked = None;
+                    if leads {
+                        (parser, looked) = self.dispatcher.look_at(parser, message).await;
+                    }
+                    let runs = looked.map(|(event, hooks)| self.runs(&Arc::new(event), hooks)).unwrap_or_default();
+                    self.dispatcher.feed.begun(offset, runs.len());
+                    runs.into_iter().for_each(|(gates, run)| self.schedule.add(gates, run));
+                }
+                Next::Delivery(Some(Delivery::Gap(gap))) => self.losses.add(gap),
+                Next::Delivery(None) => taking = false,
             }
         }
+        self.end().await;
+    }
+
+    /// Waits for something to do.
+    async fn next(&mut self, taking: bool) -> Next {
+        let Work { dispatcher, running, repeats, losses, schedule, places } = self;
+        let has_place = places.len() < dispatcher.options.concurrency && !schedule.is_full();
+        tokio::select! {
+            biased;
+            _ = dispatcher.stop_taking.wait_for(|stop| *stop) => Next::Stop,
+            Some(run) = running.join_next_with_id(), if !running.is_empty() => Next::Over(run),
+            () = losses.due() => Next::Losses,
+            () = repeats.due() => Next::Repeat,
+            Some(again) = dispatcher.again.recv() => Next::Again(again),
+            delivery = dispatcher.feed.recv(), if taking && has_place => Next::Delivery(delivery),
+        }
+    }
+
+    /// The runs of these hooks for an event, and what they wait for.
+    fn runs(&self, event: &Arc<Event>, hooks: Vec<Called>) -> Vec<(Gates, Run)> {
+        let run = |hook: Called| {
+            let gates = gates(&hook.0, event);
+            (gates, self.dispatcher.new_run(hook, Arc::clone(event), Words::OfEvent))
+        };
+        hooks.into_iter().map(run).filter(|(_, run)| run.has_somewhere_to_run()).collect()
+    }
+
+    fn run_again(&mut self, again: Again) {
+        let active = Arc::clone(&self.dispatcher.active.read());
+        let Some(hook) = active.set.hooks().iter().find(|hook| hook.name == again.hook) else {
+            tracing::warn!(hook = again.hook, "hooks: it is to run again, but isn't there any more");
+            return;
+        };
+        let called = (Arc::clone(hook), active.counters_of(hook));
+        let facts = Facts::of_host(again.host);
+        let event = Arc::new(Event { reference: again.event, facts });
+        let gates = gates(hook, &event);
+        let run = self.dispatcher.new_run(called, event, Words::Recorded(again.arguments));
+        if run.has_somewhere_to_run() {
+            self.schedule.add(gates, run);
+        }
+    }
+
+    /// Starts what may start, as long as there are places.
+    fn start(&mut self) {
+        while self.places.len() < self.dispatcher.options.concurrency
+            && let Some((taken, run)) = self.schedule.take()
+        {
+            let stop = self.dispatcher.stop_running.clone();
+            let may_repeat = self.repeats.have_room();
+            let task = self.running.spawn(run.clone().run(may_repeat, stop));
+            self.places.insert(task.id(), (taken, run));
+        }
+    }
+
+    fn over(&mut self, ended: Result<(Id, Over), JoinError>) {
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        let Some((taken, run)) = self.places.remove(&id) else { return };
+        // What was cut off and may be repeated comes again, where that is possible.
+        let comes_again = |ending| ending == Ending::Interrupted && run.hook.retries > 0;
+        if let Some(offset) = run.offset()
+            && !ended.as_ref().is_ok_and(|(_, over)| comes_again(over.ending))
+        {
+            self.dispatcher.feed.done(offset);
+        }
+        match ended {
+            Ok((_, Over { repeat_in: Some(pause), .. })) => {
+                self.schedule.paused(&taken);
+                self.repeats.add(Instant::now() + pause, taken, run.next_attempt());
+            }
+            Ok(_) => self.schedule.ended(taken),
+            Err(e) => {
+                // A run that panicked is a mistake of ours; the others go on.
+                tracing::error!(hook = run.hook.name, "hooks: a run was lost: {e}");
+                self.schedule.ended(taken);
+            }
+        }
+    }
+
+    /// Puts those back whose time has come, with their hooks as these are by now.
+    fn repeat(&mut self) {
+        let active = Arc::clone(&self.dispatcher.active.read());
+        while let Some((taken, mut run)) = self.repeats.take_due() {
+            match active.set.hooks().iter().find(|hook| hook.name == run.hook.name) {
+                Some(hook) => {
+                    run.hook = Arc::clone(hook);
+                    self.schedule.again(taken, run);
+                }
+                None => {
+                    tracing::warn!(hook = run.hook.name, event = %run.event.reference.id, "hooks: the hook is gone and does not run again");
+                    self.schedule.given_up(taken);
+                }
+            }
+        }
+    }
+
+    async fn end(mut self) {
+        self.losses.tell();
+        for run in self.schedule.drain() {
+            if run.offset().is_none() || !self.dispatcher.feed.is_durable() {
+                run.cut_off().await;
+            }
+        }
+        let mut asked_for = 0;
+        while self.dispatcher.again.try_recv().is_ok() {
+            asked_for += 1;
+        }
+        if asked_for > 0 {
+            tracing::warn!(runs = asked_for, "hooks: runs that were asked for had not begun; they don't");
+        }
+        if self.repeats.len() > 0 {
+            tracing::warn!(runs = self.repeats.len(), "hooks: runs that failed waited to be repeated; they are not");
+        }
+        let waiting = self.dispatcher.feed.handle().stats().map_or(0, |stats| stats.queued);
+        if waiting > 0 && !self.dispatcher.feed.is_durable() {
+            tracing::warn!(events = waiting, "hooks: events still waited; no hook runs for them");
+        }
+        // Nothing more is queued for a reader that is gone.
+        self.dispatcher.feed.handle().close();
+        while let Some(run) = self.running.join_next_with_id().await {
+            self.over(run);
+        }
+    }
+}
+
+/// What a run waits for.
+fn gates(hook: &Hook, event: &Event) -> Gates {
+    let object = (hook.order == Order::Object).then(|| match &event.facts.object {
+        Some((object, id)) => format!("{object}/{id}").into(),
+        None => event.reference.key.clone().into(),
+    });
+    let hook = hook.concurrency.map(|most| (hook.name.clone().into(), most));
+    Gates { object, hook, bytes: event.facts.bytes() }
+}
+
+/// Runs that failed, and when they are to be repeated.
+#[derive(Default)]
+struct Repeats {
+    next: u64,
+    runs: BTreeMap<(Instant, u64), (Taken, Run)>,
+    bytes: usize,
+}
+
+impl Repeats {
+    fn add(&mut self, at: Instant, taken: Taken, run: Run) {
+        self.bytes += run.event.facts.bytes();
+        self.runs.insert((at, self.next), (taken, run));
+        self.next += 1;
+    }
+
+    fn have_room(&self) -> bool {
+        self.runs.len() < MOST_REPEATS && self.bytes < MOST_REPEATED_BYTES
+    }
+
+    fn len(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// Completes when one is to be repeated.
+    async fn due(&self) {
+        match self.runs.first_key_value() {
+            Some(((at, _), _)) => sleep_until(*at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn take_due(&mut self) -> Option<(Taken, Run)> {
+        let first = self.runs.first_entry().filter(|first| first.key().0 <= Instant::now())?;
+        let (taken, run) = first.remove();
+        self.bytes -= run.event.facts.bytes();
+        Some((taken, run))
     }
 }
 
@@ -184,107 +369,22 @@ impl Losses {
     }
 }
 
-/// Waits for a place; nothing once it is time to stop.
-async fn free_place(places: &Arc<Semaphore>, stop: &mut watch::Receiver<bool>) -> Option<OwnedSemaphorePermit> {
-    tokio::select! {
-        biased;
-        _ = stop.wait_for(|stop| *stop) => None,
-        place = Arc::clone(places).acquire_owned() => place.ok(),
-    }
-}
-
-/// A run that panicked is a mistake of ours; the others go on.
-fn check(run: Result<(), JoinError>) {
-    if let Err(e) = run {
-        tracing::error!("hooks: a run was lost: {e}");
-    }
-}
-
-fn look(parser: &mut Parser, message: &Received, active: &Active) -> (Event, Vec<Called>) {
-    let is_opennebula = message.tag() == PAYLOAD_BASE64 && active.set.wants_header();
-    let header = is_opennebula.then(|| parser.event_of(message.payload()));
+fn look(parser: &mut Parser, message: &Received, active: &Active, options: &ExecutorOptions) -> (Event, Vec<Called>) {
+    // The header decides also about hooks that want any event: what they get of it is in the payload.
+    let header = (message.tag() == PAYLOAD_BASE64).then(|| parser.event_of(message.payload()));
     let hooks = active.set.matching(message.keys(), header.as_ref());
-    let value = match &header {
-        Some(event) if hooks.iter().any(|hook| want_value(&hook.arguments)) => Value::of(event),
-        _ => Value::Nothing,
+    let mut facts = match &header {
+        Some(event) if !hooks.is_empty() => Facts::of(event),
+        _ => Facts::default(),
     };
+    if hooks.iter().any(|hook| want_json(&hook.arguments)) {
+        facts.json = Some(base64(&options.encoder.structured(message, None)));
+    }
     let key = message.keys().nth(1).or_else(|| message.keys().next()).unwrap_or_default();
     let reference = EventRef { id: message.id(), key: String::from_utf8_lossy(key).into_owned(), time: message.time() };
     let hooks = hooks.into_iter().map(|hook| {
         let counters = active.counters_of(&hook);
         (hook, counters)
     });
-    (Event { reference, value }, hooks.collect())
-}
-
-/// One hook and one event.
-struct Run {
-    hook: Arc<Hook>,
-    /// Its own, and those of all.
-    counters: [Arc<Counters>; 2],
-    event: Arc<Event>,
-    options: Arc<ExecutorOptions>,
-    reports: mpsc::Sender<Arc<Record>>,
-}
-
-impl Run {
-    /// Executes it. The place is taken until the record is on its way, so that records can't pile up either.
-    async fn run(self, place: OwnedSemaphorePermit, stop: watch::Receiver<bool>) {
-        let running = self.counters.each_ref().map(Counters::start);
-        let (line, arguments) = self.line();
-        let input = if self.hook.arguments_stdin { arguments.clone() } else { String::new() };
-        let limits = Limits {
-            timeout: self.hook.timeout,
-            kill_grace: self.options.kill_grace,
-            linger: self.options.linger,
-            output_max_bytes: self.options.output_max_bytes,
-        };
-        let finished = process::run(&line, input, limits, stop).await;
-        drop(running);
-        self.counters.iter().for_each(|counters| counters.ended(finished.ending));
-        let record = Record {
-            hook: self.hook,
-            event: self.event.reference.clone(),
-            started: finished.started,
-            duration: finished.duration,
-            command: line.line().to_owned(),
-            arguments,
-            ending: finished.ending,
-            left_behind: finished.left_behind,
-            stdout: finished.stdout,
-            stderr: finished.stderr,
-        };
-        // The reporter lives longer than any run.
-        let _ = self.reports.send(Arc::new(record)).await;
-        drop(place);
-    }
-
-    /// Records that it didn't run because the executor ends.
-    async fn cut_off(self) {
-        let running = self.counters.each_ref().map(Counters::start);
-        let (line, arguments) = self.line();
-        let mut stderr = Output::default();
-        stderr.push_line("Not started: hookbus ends");
-        drop(running);
-        self.counters.iter().for_each(|counters| counters.ended(Ending::Interrupted));
-        let record = Record {
-            hook: self.hook,
-            event: self.event.reference.clone(),
-            started: std::time::SystemTime::now(),
-            duration: Duration::ZERO,
-            command: line.line().to_owned(),
-            arguments,
-            ending: Ending::Interrupted,
-            left_behind: false,
-            stdout: Output::default(),
-            stderr,
-        };
-        let _ = self.reports.send(Arc::new(record)).await;
-    }
-
-    fn line(&self) -> (CommandLine, String) {
-        let arguments = expand(&self.hook.arguments, &self.event.value);
-        let in_line = if self.hook.arguments_stdin { "" } else { arguments.as_str() };
-        (CommandLine::new(&self.options.base_path, &self.hook.command, in_line), arguments)
-    }
+    (Event { reference, facts }, hooks.collect())
 }

@@ -7,32 +7,41 @@
 //!   ╰───────────────────────── HOOKBUS HOOK <name>/<success or failure> ◀──────────╯
 //! ```
 //!
-//! The queues, and their bounds: the subscription's high-water mark; the one event that the dispatcher has in hand; `concurrency` runs with
-//! their outputs; as many records that wait for the reporter.
+//! The queues, and their bounds: the subscription's high-water mark; what hooks with ORDER or CONCURRENCY hold back, at most 1,000 runs and 64 MiB;
+//! runs that failed and are to be repeated, at most 10,000 and 64 MiB; `concurrency` runs with their outputs; as many records that
+//! wait for the reporter.
 //!
 //! # Guarantees
 //!
 //! - **Order**: hooks are started in the order of events, and for one event in the order of the set. They run side by side, so they may
-//!   end in any order; records are reported in the order in which they ended.
-//! - **Loss**: only at the subscription's high-water mark, which is logged and counted, and at the end: what still waits at the deadline of
+//!   end in any order; records are reported in the order in which they ended. Hooks with ORDER = object run one after the other for each
+//!   object. One with CONCURRENCY that has to wait is overtaken by others.
+//! - **Loss**, from a queue in memory: only at the subscription's high-water mark, which is logged and counted, and at the end: what still waits at the deadline of
 //!   [`shutdown`](Executor::shutdown), or when the process is killed, isn't run.
-//! - **Repetition**: none; a hook runs once for an event, whatever its exit code.
+//!   With a cursor in the journal ([`start_durable`](Executor::start_durable)): only what the journal has to let go, which is told.
+//! - **Repetition**: a hook runs once for an event; one with RETRIES again as long as it fails, so many times. With a cursor, what was
+//!   under way when the process was killed runs again, and some of what was done beside it.
 //! - Results of hooks never make a hook run.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hookbus_broker::{Broker, Overflow, SubscribeOptions, SubscriptionHandle};
+use hookbus_bridges::cloudevents::{Encoder, Sources};
+use hookbus_broker::{Broker, JournalError, Overflow, Start, SubscribeOptions};
 use parking_lot::{Mutex, RwLock};
+use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use crate::dispatch::{Dispatcher, Losses};
-use crate::record::Recorder;
+use crate::dispatch::Dispatcher;
+use crate::feed::{Feed, Probe};
+use crate::record::{EventRef, Recorder};
 use crate::report::report;
+pub use crate::run_if::RunIf;
+use crate::run_if::ask;
 use crate::set::HookSet;
 use crate::status::{Active, ExecutorStatus};
 
@@ -42,6 +51,14 @@ use crate::status::{Active, ExecutorStatus};
 pub struct ExecutorOptions {
     /// Where commands are that don't begin with `/`. `/var/lib/one/remotes/hooks` unless set.
     pub base_path: PathBuf,
+    /// The same on other hosts, for hooks with REMOTE. `/var/tmp/one/hooks` unless set.
+    pub remote_base_path: PathBuf,
+    /// What runs a command on another host. `ssh` unless set.
+    pub ssh: PathBuf,
+    /// What decides whether hooks run; they always do unless set.
+    pub run_if: Option<RunIf>,
+    /// What makes CloudEvents for hooks that want one. Named after this host unless set.
+    pub encoder: Encoder,
     /// How many hooks run at once. 10 unless set; 0 counts as 1.
     pub concurrency: usize,
     /// What is kept of each of a command's two outputs, in bytes. 1 MiB unless set.
@@ -64,6 +81,13 @@ impl Default for ExecutorOptions {
     fn default() -> Self {
         ExecutorOptions {
             base_path: "/var/lib/one/remotes/hooks".into(),
+            remote_base_path: "/var/tmp/one/hooks".into(),
+            ssh: "ssh".into(),
+            run_if: None,
+            encoder: Encoder::new(Sources {
+                host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+                zone: None,
+            }),
             concurrency: 10,
             output_max_bytes: 1 << 20,
             hwm: 100_000,
@@ -76,6 +100,27 @@ impl Default for ExecutorOptions {
     }
 }
 
+/// A run that somebody asked for: what was recorded is done once more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Again {
+    /// The name of the hook. Its command is what it is now.
+    pub hook: String,
+    /// The arguments, as [recorded](crate::Record::arguments).
+    pub arguments: String,
+    /// The host of the event, for a hook with REMOTE.
+    pub host: Option<String>,
+    /// The event that it ran for, or the one that asks for it.
+    pub event: EventRef,
+}
+
+/// Too many runs were asked for and not begun yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{MOST_ASKED_FOR} runs that were asked for wait to begin; ask again when hooks have ended")]
+pub struct TooManyAgain;
+
+/// How many runs may be asked for before the first of them begins.
+const MOST_ASKED_FOR: usize = 1000;
+
 /// Executes hooks. It lives on the tokio runtime that it was started on. Dropping it kills what runs, without a record; see
 /// [`shutdown`](Executor::shutdown).
 #[derive(Debug)]
@@ -83,8 +128,10 @@ pub struct Executor {
     active: Arc<RwLock<Arc<Active>>>,
     /// Held while hooks are replaced.
     replacing: Mutex<()>,
-    subscription: SubscriptionHandle,
+    probe: Probe,
     concurrency: usize,
+    again: mpsc::Sender<Again>,
+    leads: watch::Receiver<Option<bool>>,
     stop_taking: watch::Sender<bool>,
     stop_running: watch::Sender<bool>,
     dispatcher: JoinHandle<()>,
@@ -100,20 +147,39 @@ impl Executor {
     /// # Panics
     /// Outside a tokio runtime with I/O and time enabled.
     pub fn start(broker: &Broker, hooks: HookSet, options: ExecutorOptions) -> Self {
+        let subscription = broker.subscribe(subscribe(&hooks, &options));
+        Executor::run(broker, hooks, options, Feed::Memory(subscription))
+    }
+
+    /// The same with a cursor of that name in the broker's journal: events that come while it is down are for it when it is back.
+    /// `overflow` of the options isn't used.
+    ///
+    /// # Errors
+    /// When the broker has no journal, or the cursor can't be had.
+    ///
+    /// # Panics
+    /// As [`start`](Executor::start). The runtime has to put up with tasks that wait for a disk.
+    pub fn start_durable(
+        broker: &Broker,
+        hooks: HookSet,
+        options: ExecutorOptions,
+        cursor: &str,
+    ) -> Result<Self, JournalError> {
+        let subscription = broker.subscribe_durable(subscribe(&hooks, &options), cursor, Start::Latest)?;
+        Ok(Executor::run(broker, hooks, options, Feed::durable(subscription)))
+    }
+
+    fn run(broker: &Broker, hooks: HookSet, options: ExecutorOptions, feed: Feed) -> Self {
         close_fds::set_fds_cloexec(3, &[]);
         if let Err(e) = signal(SignalKind::child()) {
             tracing::warn!("hooks: cannot handle SIGCHLD: {e}; if it is ignored, exit codes of hooks are lost");
         }
         let options = ExecutorOptions {
             base_path: std::path::absolute(&options.base_path).unwrap_or_else(|_| options.base_path.clone()),
-            concurrency: options.concurrency.clamp(1, Semaphore::MAX_PERMITS),
+            concurrency: options.concurrency.max(1),
             ..options
         };
-        let mut subscribe =
-            SubscribeOptions::new("hooks").hwm(options.hwm).hwm_bytes(options.hwm_bytes).overflow(options.overflow);
-        subscribe.prefixes = hooks.prefixes().into_iter().map(Vec::into_boxed_slice).collect();
-        let subscription = broker.subscribe(subscribe);
-        let handle = subscription.handle().clone();
+        let probe = feed.probe();
 
         let active = Arc::new(RwLock::new(Arc::new(Active::default().succeeded_by(hooks))));
         let (stop_taking, stop_taking_receiver) = watch::channel(false);
@@ -122,22 +188,29 @@ impl Executor {
         let reporter = tokio::spawn(report(records, broker.clone(), options.recorders.clone()));
         let concurrency = options.concurrency;
         let all = Arc::clone(&active.read().all);
+        let (answer, leads) = watch::channel(options.run_if.is_none().then_some(true));
+        if let Some(run_if) = options.run_if.clone() {
+            tokio::spawn(ask(run_if, options.base_path.clone().into(), options.kill_grace, answer));
+        }
+        let (again, asked_for) = mpsc::channel(MOST_ASKED_FOR);
         let dispatcher = Dispatcher {
-            subscription,
+            feed,
             active: Arc::clone(&active),
             all,
             options: Arc::new(options),
-            places: Arc::new(Semaphore::new(concurrency)),
             reports,
-            losses: Losses::default(),
+            again: asked_for,
+            leads: leads.clone(),
             stop_taking: stop_taking_receiver,
             stop_running: stop_running_receiver,
         };
         Executor {
             active,
             replacing: Mutex::new(()),
-            subscription: handle,
+            probe,
             concurrency,
+            again,
+            leads,
             stop_taking,
             stop_running,
             dispatcher: tokio::spawn(dispatcher.run()),
@@ -152,29 +225,43 @@ impl Executor {
         let old = Arc::clone(&self.active.read());
         let (before, after) = (old.set.prefixes(), hooks.prefixes());
         // Nothing may fall between what was subscribed and what is going to be.
-        self.subscription.add_prefixes(after.difference(&before));
+        self.probe.handle().add_prefixes(after.difference(&before));
         *self.active.write() = Arc::new(old.succeeded_by(hooks));
-        self.subscription.remove_prefixes(before.difference(&after));
+        self.probe.handle().remove_prefixes(before.difference(&after));
+    }
+
+    /// Runs a hook once more, as it was recorded. Where `run_if` says no, too: somebody wants it. A hook that isn't there by then is logged.
+    ///
+    /// # Errors
+    /// When too much was asked for that has not begun yet.
+    pub fn run_again(&self, again: Again) -> Result<(), TooManyAgain> {
+        self.again.try_send(again).map_err(|_| TooManyAgain)
     }
 
     /// Its counters.
     pub fn status(&self) -> ExecutorStatus {
         let active = Arc::clone(&self.active.read());
-        let subscription = self.subscription.stats();
         let hooks = active.hooks();
         ExecutorStatus {
             hooks,
             running: active.all.running(),
+            leads: *self.leads.borrow(),
             concurrency: self.concurrency,
-            waiting: subscription.as_ref().map_or(0, |stats| stats.queued),
-            dropped: subscription.map_or(0, |stats| stats.dropped),
+            durable: self.probe.is_durable(),
+            waiting: self.probe.waiting(),
+            dropped: self.probe.stats().map_or(0, |stats| stats.dropped),
         }
     }
 
     /// Ends it in order: nothing more is queued for it, hooks run for the events that wait until the deadline, then what runs is
     /// ended, and all of it reported. Events that still wait then are told with their number. It returns at the latest about [`kill_grace`](ExecutorOptions::kill_grace) and three seconds after the deadline.
     pub async fn shutdown(mut self, deadline: Instant) {
-        self.subscription.close();
+        if self.probe.is_durable() {
+            // What waits is safe where it is.
+            self.stop_taking.send_replace(true);
+        } else {
+            self.probe.handle().close();
+        }
         if timeout_at(deadline, &mut self.dispatcher).await.is_err() {
             self.stop_taking.send_replace(true);
             self.stop_running.send_replace(true);
@@ -183,6 +270,14 @@ impl Executor {
         // It ends when the last run has sent its record.
         let _ = (&mut self.reporter).await;
     }
+}
+
+/// What to subscribe to.
+fn subscribe(hooks: &HookSet, options: &ExecutorOptions) -> SubscribeOptions {
+    let mut subscribe =
+        SubscribeOptions::new("hooks").hwm(options.hwm).hwm_bytes(options.hwm_bytes).overflow(options.overflow);
+    subscribe.prefixes = hooks.prefixes().into_iter().map(Vec::into_boxed_slice).collect();
+    subscribe
 }
 
 impl Drop for Executor {

@@ -10,11 +10,23 @@
 //! | `ARGUMENTS` | its arguments; the words `$API` and `$TEMPLATE` become base64 of the call, of the object |
 //! | `ARGUMENTS_STDIN` | `yes`: they go to its standard input |
 //! | `TIMEOUT` | seconds after which it is ended; 0 is never |
-//! | `CALL` | `api`: the call, such as `one.vm.allocate`. The hook runs whether it succeeded or failed |
+//! | `REMOTE` | `state`: `yes` runs it over ssh on the host of the event |
+//! | `CALL` | `api`: the call, such as `one.vm.allocate` |
 //! | `RESOURCE` | `state`: `VM`, `HOST`, `IMAGE` or `NET` |
-//! | `STATE`, `LCM_STATE` | `state`: the state; LCM_STATE for VM only |
+//! | `STATE`, `LCM_STATE` | `state`: the state; LCM_STATE for VM only. hookbus knows lists and `*`, too |
 //! | `ON` | `state` and VM: a short name of both |
+//!
+//! and with some that only hookbus obeys, and that oned keeps untouched:
+//!
+//! | attribute | meaning |
+//! | --- | --- |
 //! | `PREFIX` | `event`: runs for every message of the bus one of whose keys begins with it |
+//! | `RESULT` | `api`: `success`, `failure`, or `any`, which is the default: for calls that did, that did not, or for both |
+//! | `RETRIES` | how often a run that failed is repeated; 0 unless given |
+//! | `RETRY_BACKOFF` | seconds before the first repetition, twice as many before each one after it, an hour at most; 10 unless given |
+//! | `ORDER` | `object`: runs for one object come one after the other, in the order of events |
+//! | `CONCURRENCY` | how many runs of this hook there may be at once |
+//! | words in ARGUMENTS | `$ID`, `$NAME` and `$STATE` of the object, `$EVENT_JSON`; see [`arguments`](crate) |
 //!
 //! Other attributes are allowed, as oned allows them; one that looks like a slip of the pen is warned of. What a later version will
 //! know is told. A hook that would run in another way than its template says isn't loaded at all.
@@ -26,6 +38,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::arguments::have_event_text;
+use crate::command::SHELL_CHARACTERS;
 use crate::problem::{Problem, Severity};
 use crate::states;
 use crate::template::{Attribute, Template, Value};
@@ -81,22 +95,85 @@ impl FromStr for Object {
     }
 }
 
+/// Which calls of the API make a hook run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Outcome {
+    /// All of them.
+    #[default]
+    Any,
+    /// Those that succeeded.
+    Success,
+    /// Those that failed.
+    Failure,
+}
+
+impl Outcome {
+    /// The result that an event has to have, as in its header.
+    fn result(self) -> Option<&'static str> {
+        match self {
+            Outcome::Any => None,
+            Outcome::Success => Some("1"),
+            Outcome::Failure => Some("0"),
+        }
+    }
+
+    /// Whether a call with that result is meant.
+    pub(crate) fn includes(self, result: &[u8]) -> bool {
+        self.result().is_none_or(|wanted| wanted.as_bytes() == result)
+    }
+}
+
+/// Which states of an object make a hook run.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum States {
+    /// All of them.
+    Any,
+    /// These; never none.
+    OneOf(Vec<String>),
+}
+
+impl States {
+    /// The one state of that name.
+    pub fn one(name: impl Into<String>) -> Self {
+        States::OneOf(vec![name.into()])
+    }
+
+    /// Their names; nothing for all of them.
+    pub(crate) fn names(&self) -> Option<&[String]> {
+        match self {
+            States::Any => None,
+            States::OneOf(names) => Some(names),
+        }
+    }
+}
+
+impl fmt::Display for States {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            States::Any => f.write_str("*"),
+            States::OneOf(names) => f.write_str(&names.join(",")),
+        }
+    }
+}
+
 /// What makes a hook run.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Trigger {
-    /// A call of oned's API, whether it succeeded or not.
+    /// A call of oned's API.
     Api {
         /// Its name, such as `one.vm.allocate`.
         call: String,
+        /// How it has to end.
+        outcome: Outcome,
     },
     /// An object has come into a state.
     State {
         /// What kind of object.
         object: Object,
         /// The state.
-        state: String,
-        /// What a machine is doing in it; empty for other objects.
-        lcm_state: String,
+        state: States,
+        /// What a machine is doing in it; the one empty name for other objects.
+        lcm_state: States,
     },
     /// Any message of the bus one of whose keys begins like this.
     Event {
@@ -116,29 +193,49 @@ impl Trigger {
     }
 
     /// What to subscribe to. More may come than the trigger wants.
-    pub(crate) fn subscription_prefix(&self) -> Vec<u8> {
-        match self {
-            Trigger::Api { call } => format!("EVENT API {call} "),
-            Trigger::State { object, state, lcm_state } => {
-                format!("EVENT STATE {}/{state}/{lcm_state}/", object.name())
+    pub(crate) fn subscription_prefixes(&self) -> Vec<Vec<u8>> {
+        let prefixes = match self {
+            Trigger::Api { call, outcome } => {
+                vec![format!("EVENT API {call} {}", outcome.result().unwrap_or_default())]
             }
-            Trigger::Event { prefix } => prefix.clone(),
-        }
-        .into_bytes()
+            Trigger::State { object, state, lcm_state } => {
+                let object = format!("EVENT STATE {}/", object.name());
+                match (state.names(), lcm_state.names()) {
+                    (None, _) => vec![object],
+                    (Some(states), None) => states.iter().map(|state| format!("{object}{state}/")).collect(),
+                    (Some(states), Some(lcm)) => {
+                        let pairs = states.iter().flat_map(|state| lcm.iter().map(move |lcm| (state, lcm)));
+                        pairs.map(|(state, lcm)| format!("{object}{state}/{lcm}/")).collect()
+                    }
+                }
+            }
+            Trigger::Event { prefix } => vec![prefix.clone()],
+        };
+        prefixes.into_iter().map(String::into_bytes).collect()
     }
 }
 
 impl fmt::Display for Trigger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Trigger::Api { call } => write!(f, "api {call}"),
-            Trigger::State { object, state, lcm_state } if lcm_state.is_empty() => {
-                write!(f, "state {}/{state}", object.name())
-            }
-            Trigger::State { object, state, lcm_state } => write!(f, "state {}/{state}/{lcm_state}", object.name()),
+            Trigger::Api { call, outcome: Outcome::Any } => write!(f, "api {call}"),
+            Trigger::Api { call, outcome: Outcome::Success } => write!(f, "api {call} success"),
+            Trigger::Api { call, outcome: Outcome::Failure } => write!(f, "api {call} failure"),
+            Trigger::State { object: Object::Vm, state, lcm_state } => write!(f, "state VM/{state}/{lcm_state}"),
+            Trigger::State { object, state, .. } => write!(f, "state {}/{state}", object.name()),
             Trigger::Event { prefix } => write!(f, "event {prefix:?}"),
         }
     }
+}
+
+/// In which order the runs of a hook come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Order {
+    /// They are started in the order of events, and run side by side.
+    #[default]
+    Started,
+    /// Those for one object come one after the other, also where they are of several hooks with this order.
+    Object,
 }
 
 /// Where a hook was defined. Only files so far: hooks of oned and of hookbus' own store come later.
@@ -175,9 +272,24 @@ pub struct Hook {
     pub arguments_stdin: bool,
     /// How long it may take.
     pub timeout: Option<Duration>,
+    /// Whether it runs on the host of the event.
+    pub remote: bool,
+    /// How often a run that failed is repeated.
+    pub retries: u32,
+    /// How long after the first failure; twice as long after each one that follows.
+    pub retry_backoff: Duration,
+    /// In which order its runs come.
+    pub order: Order,
+    /// How many of them there may be at once; as many as there are places, if nothing is said. Never 0.
+    pub concurrency: Option<usize>,
     /// Where it comes from.
     pub origin: Origin,
 }
+
+/// Between a failure and the first repetition, where nothing is said.
+const RETRY_BACKOFF: Duration = Duration::from_secs(10);
+/// The longest time between a failure and the next attempt.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(3600);
 
 /// Attributes that this version obeys.
 const KNOWN: &[&str] = &[
@@ -194,24 +306,44 @@ const KNOWN: &[&str] = &[
     "LCM_STATE",
     "ON",
     "PREFIX",
+    "RESULT",
+    "RETRIES",
+    "RETRY_BACKOFF",
+    "ORDER",
+    "CONCURRENCY",
 ];
 
 /// Attributes that a later version will obey, and what happens without them.
-const LATER: &[(&str, &str)] = &[
-    ("RETRIES", "a failed run is not repeated"),
-    ("RETRY_BACKOFF", "a failed run is not repeated"),
-    ("ORDER", "runs of this hook may overlap"),
-    ("CONCURRENCY", "only the limit for all hooks counts"),
-    ("RESULT", "the hook runs for calls that succeed and for calls that fail"),
-    ("OPERATION", "it has no effect"),
-    ("PHASE", "it has no effect"),
-    ("NODE", "it has no effect"),
-];
-
-/// Words in ARGUMENTS that a later version will replace.
-const LATER_WORDS: &[&str] = &["$ID", "$NAME", "$STATE", "$EVENT_JSON"];
+const LATER: &[(&str, &str)] =
+    &[("OPERATION", "it has no effect"), ("PHASE", "it has no effect"), ("NODE", "it has no effect")];
 
 impl Hook {
+    /// A hook without arguments, and with nothing else that need not be said.
+    pub fn new(name: impl Into<String>, trigger: Trigger, command: impl Into<String>, origin: Origin) -> Self {
+        Hook {
+            name: name.into(),
+            trigger,
+            command: command.into(),
+            arguments: String::new(),
+            arguments_stdin: false,
+            timeout: None,
+            remote: false,
+            retries: 0,
+            retry_backoff: RETRY_BACKOFF,
+            order: Order::default(),
+            concurrency: None,
+            origin,
+        }
+    }
+
+    /// How long to wait before an attempt; the first is number 1, and comes at once.
+    pub(crate) fn backoff(&self, attempt: u32) -> Duration {
+        match attempt.checked_sub(2) {
+            None => Duration::ZERO,
+            Some(doublings) => self.retry_backoff.saturating_mul(1 << doublings.min(20)).min(LONGEST_BACKOFF),
+        }
+    }
+
     /// Reads a hook. The second value is what there is to say about it; without a hook, an error is among it.
     pub fn from_template(template: &Template, origin: &Origin) -> (Option<Hook>, Vec<Problem>) {
         let mut reader = Reader { template, problems: Vec::new() };
@@ -224,6 +356,10 @@ impl Hook {
         let broken = problems.iter().any(|problem| problem.severity == Severity::Error);
         (hook.filter(|_| !broken), problems)
     }
+}
+
+fn seconds(seconds: u32) -> Duration {
+    Duration::from_secs(seconds.into())
 }
 
 struct Reader<'a> {
@@ -239,18 +375,28 @@ impl<'a> Reader<'a> {
         let command = self.required("COMMAND", "the program to run");
         let arguments = self.text("ARGUMENTS").map_or("", |(text, _)| text);
         let arguments_stdin = self.arguments_stdin();
-        let timeout = self.timeout();
-        self.remote();
+        let timeout = self.number("TIMEOUT", "seconds", 0).filter(|&seconds| seconds > 0).map(seconds);
+        let remote = self.remote(trigger.as_ref());
+        let retries = self.number("RETRIES", "repetitions", 0).unwrap_or(0);
+        let retry_backoff = self.number("RETRY_BACKOFF", "seconds", 0).map_or(RETRY_BACKOFF, seconds);
+        let order = self.order();
+        let concurrency = self.number("CONCURRENCY", "runs", 1).map(|runs| runs as usize); // 32 bits
         let trigger = trigger?;
         self.check_arguments(&trigger, arguments);
+        let (command, at) = command?;
+        if !arguments_stdin && have_event_text(arguments) && command.contains(SHELL_CHARACTERS) {
+            self.warning(at, format!("COMMAND = {command} runs without a shell, since ARGUMENTS has text of the event; move what needs one into a script"));
+        }
         Some(Hook {
-            name: name?.to_owned(),
-            trigger,
-            command: command?.0.to_owned(),
             arguments: arguments.to_owned(),
             arguments_stdin,
             timeout,
-            origin: origin.clone(),
+            remote,
+            retries,
+            retry_backoff,
+            order,
+            concurrency,
+            ..Hook::new(name?, trigger, command, origin.clone())
         })
     }
 
@@ -314,8 +460,9 @@ impl<'a> Reader<'a> {
         let (kind, at) = self.required("TYPE", "api, state or event")?;
         match kind.to_lowercase().as_str() {
             "api" => {
+                let outcome = self.outcome();
                 let (call, _) = self.required("CALL", "the API call, such as one.vm.allocate")?;
-                Some(Trigger::Api { call: call.to_owned() })
+                Some(Trigger::Api { call: call.to_owned(), outcome: outcome? })
             }
             "state" => self.state(),
             "event" => self.event(),
@@ -328,6 +475,27 @@ impl<'a> Reader<'a> {
                 None
             }
         }
+    }
+
+    fn outcome(&mut self) -> Option<Outcome> {
+        let Some((word, at)) = self.word("RESULT") else { return Some(Outcome::Any) };
+        match word.as_str() {
+            "ANY" => Some(Outcome::Any),
+            "SUCCESS" => Some(Outcome::Success),
+            "FAILURE" => Some(Outcome::Failure),
+            _ => {
+                self.error(Some(at), format!("RESULT = {word} is unknown; it can be success, failure or any"));
+                None
+            }
+        }
+    }
+
+    fn order(&mut self) -> Order {
+        let Some((word, at)) = self.word("ORDER") else { return Order::default() };
+        if word != "OBJECT" {
+            self.error(Some(at), format!("ORDER = {word} is unknown; it can be object, or be left out"));
+        }
+        Order::Object
     }
 
     fn event(&mut self) -> Option<Trigger> {
@@ -369,8 +537,8 @@ impl<'a> Reader<'a> {
         if let Some((_, at)) = self.word("LCM_STATE") {
             self.warning(at, "LCM_STATE is for RESOURCE = VM and has no effect here");
         }
-        let state = self.known_state("STATE", object, states::of(object))?;
-        Some(Trigger::State { object, state, lcm_state: String::new() })
+        let state = self.known_states("STATE", object, states::of(object))?;
+        Some(Trigger::State { object, state, lcm_state: States::one("") })
     }
 
     fn vm_shortcut(&mut self, on: &str, at: &Attribute) -> Option<Trigger> {
@@ -395,39 +563,53 @@ impl<'a> Reader<'a> {
                 self.warning(at, format!("{name} = {given} has no effect: ON = {on} means {value}; write ON = CUSTOM"));
             }
         }
-        Some(Trigger::State { object: Object::Vm, state: state.into(), lcm_state: lcm_state.into() })
+        Some(Trigger::State { object: Object::Vm, state: States::one(state), lcm_state: States::one(lcm_state) })
     }
 
     fn vm_state(&mut self) -> Option<Trigger> {
-        let state = self.known_state("STATE", Object::Vm, states::of(Object::Vm));
-        let lcm_state = self.known_state("LCM_STATE", Object::Vm, states::lcm());
+        let state = self.known_states("STATE", Object::Vm, states::of(Object::Vm));
+        let lcm_state = match &state {
+            // Of any state, any.
+            Some(States::Any) if self.text("LCM_STATE").is_none() => Some(States::Any),
+            _ => self.known_states("LCM_STATE", Object::Vm, states::lcm()),
+        };
         Some(Trigger::State { object: Object::Vm, state: state?, lcm_state: lcm_state? })
     }
 
-    fn known_state(&mut self, name: &str, object: Object, known: &'static [&'static str]) -> Option<String> {
+    /// A state, several with commas between, or `*`.
+    fn known_states(&mut self, name: &str, object: Object, known: &'static [&'static str]) -> Option<States> {
         let hint = match (object, name) {
             (Object::Vm, "STATE") => "the state, such as POWEROFF (or ON = RUNNING instead of STATE and LCM_STATE)",
-            (Object::Vm, _) => "the state in the life cycle, LCM_INIT for all but STATE = ACTIVE",
+            (Object::Vm, _) => "the state in the life cycle, LCM_INIT for all but STATE = ACTIVE, * for any",
             _ => "the state, such as ERROR",
         };
         let (given, at) = self.required(name, hint)?;
-        let state = given.to_uppercase();
-        if state == "*" || state.contains(',') {
-            self.error(
-                Some(at),
-                format!(
-                    "{name} = {given}: any state, and lists, come with a later version; write a hook for each state"
-                ),
-            );
-            return None;
+        let mut names = Vec::new();
+        for state in given.split(',').map(|state| state.trim().to_uppercase()) {
+            if state == "*" {
+                return Some(States::Any);
+            }
+            if state.is_empty() {
+                self.error(
+                    Some(at),
+                    format!("{name} = {given} has an empty place; write one state between two commas"),
+                );
+                return None;
+            }
+            if !known.contains(&state.as_str()) {
+                let object = object.name();
+                let nearest = states::nearest(&state, known.iter().copied());
+                let hint = nearest.map_or_else(|| format!("one of {}", known.join(", ")), str::to_owned);
+                self.warning(
+                    at,
+                    format!("{name} = {state} is no state of a {object} that is known; did you mean {hint}?"),
+                );
+            }
+            if !names.contains(&state) {
+                names.push(state);
+            }
         }
-        if !known.contains(&state.as_str()) {
-            let object = object.name();
-            let nearest = states::nearest(&state, known.iter().copied());
-            let hint = nearest.map_or_else(|| format!("one of {}", known.join(", ")), str::to_owned);
-            self.warning(at, format!("{name} = {given} is no state of a {object} that is known; did you mean {hint}?"));
-        }
-        Some(state)
+        Some(States::OneOf(names))
     }
 
     fn arguments_stdin(&mut self) -> bool {
@@ -449,46 +631,48 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn timeout(&mut self) -> Option<Duration> {
-        let (text, at) = self.text("TIMEOUT")?;
-        match text.trim().parse::<u32>() {
-            Ok(0) => None,
-            Ok(seconds) => Some(Duration::from_secs(seconds.into())),
-            Err(_) => {
-                self.error(
-                    Some(at),
-                    format!("TIMEOUT = {text} is no number of seconds; write a whole number, or 0 for none"),
-                );
-                None
-            }
+    /// A whole number of something, where there is one.
+    fn number(&mut self, name: &str, unit: &str, least: u32) -> Option<u32> {
+        let (text, at) = self.text(name)?;
+        let number = text.trim().parse().ok().filter(|number| *number >= least);
+        if number.is_none() {
+            let none = if name == "TIMEOUT" { ", or 0 for none" } else { "" };
+            let from = if least > 0 { format!(" from {least} on") } else { String::new() };
+            self.error(Some(at), format!("{name} = {text} is no number of {unit}; write a whole number{from}{none}"));
         }
+        number
     }
 
-    fn remote(&mut self) {
-        let Some((word, at)) = self.word("REMOTE") else { return };
+    fn remote(&mut self, trigger: Option<&Trigger>) -> bool {
+        let Some((word, at)) = self.word("REMOTE") else { return false };
         match word.as_str() {
-            "NO" => {}
-            "YES" => self.error(
-                Some(at),
-                "REMOTE = yes comes with a later version; this hook is not loaded, since it would run on the wrong host",
-            ),
-            _ => self.warning(at, format!("REMOTE = {word} counts as no; write yes or no")),
+            "NO" => false,
+            "YES" => {
+                if let Some(Trigger::Api { .. }) = trigger {
+                    self.error(
+                        Some(at),
+                        "REMOTE = yes is for TYPE = state: an API call has no host to run on; write REMOTE = no",
+                    );
+                }
+                true
+            }
+            _ => {
+                self.warning(at, format!("REMOTE = {word} counts as no; write yes or no"));
+                false
+            }
         }
     }
 
     fn check_arguments(&mut self, trigger: &Trigger, arguments: &str) {
         let Some(at) = self.template.get("ARGUMENTS") else { return };
         let unset: &[&str] = match trigger {
-            Trigger::Api { .. } => &["$TEMPLATE"],
+            Trigger::Api { .. } => &["$TEMPLATE", "$ID", "$NAME", "$STATE"],
             Trigger::State { .. } => &["$API"],
             Trigger::Event { .. } => &["$API", "$TEMPLATE"],
         };
         for word in arguments.split_whitespace() {
             if unset.contains(&word) {
                 self.warning(at, format!("{word} is empty in a hook of TYPE = {}", trigger.kind()));
-            }
-            if LATER_WORDS.contains(&word) {
-                self.warning(at, format!("{word} in ARGUMENTS comes with a later version; here it stays what it is"));
             }
         }
     }
@@ -575,8 +759,17 @@ mod tests {
             ("RESOURCE = HOSTS\nSTATE = ERROR", false, "RESOURCE = HOSTS is unknown; it can be VM, HOST, IMAGE or NET"),
             ("RESOURCE = \"a\nb\"\nSTATE = ERROR", false, "RESOURCE = a\\nb is unknown"),
             ("RESOURCE = HOST", false, "error /d/x.tmpl: STATE is missing"),
-            ("RESOURCE = VM\nSTATE = *\nLCM_STATE = RUNNING", false, "any state, and lists, come with a later version"),
-            ("RESOURCE = HOST\nSTATE = ERROR,OFFLINE", false, "any state, and lists, come with a later version"),
+            ("RESOURCE = VM\nSTATE = *\nLCM_STATE = RUNNING", true, ""),
+            (
+                "RESOURCE = HOST\nSTATE = ERROR,,OFFLINE",
+                false,
+                "error /d/x.tmpl:5:1: STATE = ERROR,,OFFLINE has an empty",
+            ),
+            (
+                "RESOURCE = HOST\nSTATE = \"ERROR, OFLINE\"",
+                true,
+                "STATE = OFLINE is no state of a HOST that is known; did you mean OFFLINE?",
+            ),
             (
                 "RESOURCE = VM\nSTATE = ACTIV\nLCM_STATE = RUNNING",
                 true,
@@ -620,17 +813,21 @@ mod tests {
             ("TIMEOUT = 5\nARGUMENTS_STDIN = no\nREMOTE = no", true, ""),
             ("TIMEOUT = soon", false, "error /d/x.tmpl:5:1: TIMEOUT = soon is no number of seconds"),
             ("TIMEOUT = -1", false, "TIMEOUT = -1 is no number of seconds"),
-            ("REMOTE = YES", false, "error /d/x.tmpl:5:1: REMOTE = yes comes with a later version"),
+            ("REMOTE = YES", false, "error /d/x.tmpl:5:1: REMOTE = yes is for TYPE = state"),
             ("REMOTE = maybe", true, "warning /d/x.tmpl:5:1: REMOTE = MAYBE counts as no"),
             ("ARGUMENTS_STDIN = true", true, "ARGUMENTS_STDIN = true counts as yes here; OpenNebula takes it for no"),
             ("ARGUMENTS_STDIN = 1", true, "ARGUMENTS_STDIN = 1 counts as no"),
             ("ARGUMENTS = [ A = 1 ]", false, "error /d/x.tmpl:5:1: ARGUMENTS is a vector"),
-            ("RETRIES = 3", true, "RETRIES comes with a later version; here a failed run is not repeated"),
+            ("RETRIES = 3\nRETRY_BACKOFF = 1\nORDER = object\nCONCURRENCY = 1\nRESULT = success", true, ""),
             (
-                "RESULT = success",
-                true,
-                "RESULT comes with a later version; here the hook runs for calls that succeed and for calls that fail",
+                "RETRIES = often",
+                false,
+                "error /d/x.tmpl:5:1: RETRIES = often is no number of repetitions; write a whole number",
             ),
+            ("CONCURRENCY = 0", false, "CONCURRENCY = 0 is no number of runs; write a whole number from 1 on"),
+            ("ORDER = event", false, "ORDER = EVENT is unknown; it can be object, or be left out"),
+            ("RESULT = 1", false, "RESULT = 1 is unknown; it can be success, failure or any"),
+            ("OPERATION = x", true, "OPERATION comes with a later version; here it has no effect"),
             (
                 "ARGUMENT = $API",
                 true,
@@ -639,7 +836,8 @@ mod tests {
             ("TIMOUT = 3", true, "did you mean TIMEOUT?"),
             ("DESCRIPTION = \"free text\"", true, ""),
             ("ARGUMENTS = \"$TEMPLATE\"", true, "$TEMPLATE is empty in a hook of TYPE = api"),
-            ("ARGUMENTS = \"$ID\"", true, "$ID in ARGUMENTS comes with a later version"),
+            ("ARGUMENTS = \"$ID\"", true, "$ID is empty in a hook of TYPE = api"),
+            ("ARGUMENTS = \"$EVENT_JSON\"", true, ""),
         ] {
             let (hook, said) = load(&format!("NAME = x\nTYPE = api\nCALL = one.vm.action\nCOMMAND = y\n{attributes}"));
             assert_eq!(hook.is_some(), loaded, "{attributes}: {said}");
@@ -651,6 +849,50 @@ mod tests {
         assert!(load(&format!("NAME = {long}\nTYPE = api\nCALL = c\nCOMMAND = y")).1.contains("at most 128"));
         let (hook, said) = load("NAME = x\nTYPE = api\nCALL = c\nCOMMAND = \"y\0\"");
         assert!(hook.is_none() && said.contains("COMMAND has a NUL character"), "{said}");
+    }
+
+    #[test]
+    fn lists_and_any_state_are_subscribed_to_and_shown() {
+        for (attributes, shown, prefixes) in [
+            ("RESOURCE = VM\nSTATE = *", "state VM/*/*", "EVENT STATE VM/"),
+            ("RESOURCE = VM\nSTATE = *\nLCM_STATE = RUNNING", "state VM/*/RUNNING", "EVENT STATE VM/"),
+            ("RESOURCE = VM\nSTATE = ACTIVE\nLCM_STATE = *", "state VM/ACTIVE/*", "EVENT STATE VM/ACTIVE/"),
+            (
+                "RESOURCE = VM\nSTATE = \"poweroff, Done,done\"\nLCM_STATE = LCM_INIT",
+                "state VM/POWEROFF,DONE/LCM_INIT",
+                "EVENT STATE VM/POWEROFF/LCM_INIT/|EVENT STATE VM/DONE/LCM_INIT/",
+            ),
+            (
+                "RESOURCE = NET\nSTATE = READY,ERROR",
+                "state NET/READY,ERROR",
+                "EVENT STATE NET/READY//|EVENT STATE NET/ERROR//",
+            ),
+            ("RESOURCE = HOST\nSTATE = *", "state HOST/*", "EVENT STATE HOST/"),
+        ] {
+            let (trigger, said) = state(attributes);
+            let trigger = trigger.unwrap_or_else(|| panic!("{said}"));
+            assert_eq!((trigger.to_string().as_str(), said.as_str()), (shown, ""));
+            let subscribed = trigger.subscription_prefixes().into_iter().map(|p| String::from_utf8(p).unwrap());
+            assert_eq!(subscribed.collect::<Vec<_>>().join("|"), prefixes);
+        }
+    }
+
+    #[test]
+    fn pauses_double_up_to_an_hour() {
+        let (hook, _) = load("NAME = x\nTYPE = api\nCALL = c\nCOMMAND = y\nRETRIES = 40\nRETRY_BACKOFF = 5");
+        let pauses = [1, 2, 3, 4, 40, u32::MAX].map(|attempt| hook.as_ref().unwrap().backoff(attempt).as_secs());
+        assert_eq!(pauses, [0, 5, 10, 20, 3600, 3600]);
+    }
+
+    #[test]
+    fn a_shell_that_will_not_be_there_is_told() {
+        let (hook, said) = load(
+            "NAME = x\nTYPE = state\nRESOURCE = HOST\nSTATE = ERROR\nCOMMAND = \"logger -t 'a b'\"\nARGUMENTS = $NAME",
+        );
+        assert!(
+            hook.is_some() && said.contains("runs without a shell, since ARGUMENTS has text of the event"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -38,27 +38,33 @@
 //! | `directory.rs`, `problem.rs` | a directory of templates, and what is wrong with it |
 //! | `set.rs` | which hooks an event makes run |
 //! | `executor.rs` | start, reload, look at it, shut down; its header has the queues and the guarantees |
-//! | `dispatch.rs` | the task that takes events and starts hooks |
+//! | `dispatch.rs`, `schedule.rs` | the task that takes events and starts hooks; what runs wait for |
+//! | `feed.rs` | where its events come from, and how far they are dealt with |
+//! | `run.rs` | one run, from the command line to the record |
+//! | `run_if.rs` | whether hooks are to run here |
 //! | `arguments.rs`, `command.rs` | what a hook gets of an event; the command line |
 //! | `process.rs`, `output.rs` | the life of a command, and what it writes |
 //! | `record.rs`, `report.rs`, `status.rs` | what came of it; who is told; counters |
 //!
 //! # What comes later
 //!
-//! Hooks of oned and the binary `hookbus-hem`, a store and a log of executions ([`Recorder`] is its place), retries, and execution
-//! on other hosts.
+//! Hooks of oned and the binary `hookbus-hem`; a store and a log of executions, for which [`Recorder`] is the place.
 
 mod arguments;
 mod command;
 mod directory;
 mod dispatch;
 mod executor;
+mod feed;
 pub mod hook;
 mod output;
 mod problem;
 mod process;
 pub mod record;
 mod report;
+mod run;
+mod run_if;
+mod schedule;
 mod set;
 mod states;
 mod status;
@@ -66,10 +72,16 @@ pub mod template;
 mod text;
 
 pub use directory::{Loaded, load, load_file};
-pub use executor::{Executor, ExecutorOptions};
-pub use hook::{Hook, Object, Origin, Trigger};
+pub use executor::{Again, Executor, ExecutorOptions, RunIf, TooManyAgain};
+pub use hook::{Hook, Object, Order, Origin, Outcome, States, Trigger};
 pub use output::Output;
 pub use problem::{Problem, Severity};
 pub use record::{Ending, EventRef, Record, Recorder};
 pub use set::HookSet;
 pub use status::{ExecutorStatus, HookStatus};
+
+/// Bytes as base64, without line breaks.
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    use ::base64::Engine as _;
+    ::base64::prelude::BASE64_STANDARD.encode(bytes)
+}

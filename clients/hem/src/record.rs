@@ -16,6 +16,9 @@
 //! | field | meaning |
 //! | --- | --- |
 //! | `code` | the exit code; 255 where the command has none: killed by a signal, ended by us, or never started |
+//! | `host` | the host that it ran on, with REMOTE |
+//! | `attempt`, `repeat_in_s` | hooks with RETRIES: which attempt it was, from 1 on, and when the next one follows, in seconds; without the latter it was the last |
+//! | `by_hand` | `true`, or not there: somebody had it run again |
 //! | `signal`, `signal_name` | what killed it, where that wasn't us |
 //! | `timed_out`, `interrupted`, `not_started` | `true`, or not there: why there is no exit code |
 //! | `left_behind` | `true`, or not there: processes that it left behind held its output open, and were ended |
@@ -31,8 +34,6 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use hookbus_broker::{EventId, Message, Timestamp};
 use serde::Serialize;
 
@@ -91,6 +92,14 @@ pub struct Record {
     pub hook: Arc<Hook>,
     /// The event that made it run.
     pub event: EventRef,
+    /// The host that it ran on, where that was another one.
+    pub host: Option<String>,
+    /// Which attempt it was, from 1 on; more than 1 only of a hook with RETRIES.
+    pub attempt: u32,
+    /// Whether somebody asked for it to be run again.
+    pub by_hand: bool,
+    /// When it is repeated, counted from its end. Nothing where it succeeded, and after the last attempt.
+    pub repeat_in: Option<Duration>,
     /// When the command was started.
     pub started: SystemTime,
     /// How long it took.
@@ -133,7 +142,7 @@ impl Record {
             Ending::Signalled(signal) => Some(signal),
             _ => None,
         };
-        let base64 = |output: &Output| (!output.is_utf8()).then(|| BASE64_STANDARD.encode(output.bytes()));
+        let base64 = |output: &Output| (!output.is_utf8()).then(|| crate::base64(&output.bytes()));
         let length = |text: &str| (text.len() > MAX_LINE_BYTES).then_some(text.len());
         let json = Json {
             hook: &self.hook.name,
@@ -141,6 +150,10 @@ impl Record {
             result: self.result(),
             event: self.event.id.to_string(),
             key: &self.event.key,
+            host: self.host.as_deref(),
+            attempt: (self.attempt > 1 || self.repeat_in.is_some()).then_some(self.attempt),
+            repeat_in_s: self.repeat_in.map(|pause| pause.as_secs()),
+            by_hand: self.by_hand,
             started: rfc3339(self.started),
             duration_ms: u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX),
             command: text::beginning(&self.command, MAX_LINE_BYTES),
@@ -173,6 +186,14 @@ struct Json<'a> {
     result: &'static str,
     event: String,
     key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempt: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repeat_in_s: Option<u64>,
+    #[serde(skip_serializing_if = "is_false")]
+    by_hand: bool,
     started: String,
     duration_ms: u64,
     command: &'a str,
@@ -254,18 +275,11 @@ mod tests {
     use hookbus_broker::{LogId, Offset};
 
     use super::*;
-    use crate::hook::{Origin, Trigger};
+    use crate::hook::{Origin, Outcome, Trigger};
 
     fn record(name: &str, ending: Ending) -> Record {
-        let hook = Hook {
-            name: name.into(),
-            trigger: Trigger::Api { call: "one.vm.allocate".into() },
-            command: "x".into(),
-            arguments: String::new(),
-            arguments_stdin: false,
-            timeout: None,
-            origin: Origin::Program,
-        };
+        let trigger = Trigger::Api { call: "one.vm.allocate".into(), outcome: Outcome::Any };
+        let hook = Hook::new(name, trigger, "x", Origin::Program);
         Record {
             hook: Arc::new(hook),
             event: EventRef {
@@ -273,6 +287,10 @@ mod tests {
                 key: "EVENT API one.vm.allocate 1".into(),
                 time: Timestamp::from_millis(0),
             },
+            host: None,
+            attempt: 1,
+            by_hand: false,
+            repeat_in: None,
             started: Timestamp::from_millis(1_767_225_600_250).into(),
             duration: Duration::from_millis(1003),
             command: "/x".into(),
@@ -307,12 +325,14 @@ mod tests {
         let mut odd = record("x", Ending::Signalled(9));
         odd.stdout.head = b"a\xFFb".to_vec();
         odd.stdout.cut_bytes = 7;
+        (odd.attempt, odd.repeat_in) = (2, Some(Duration::from_secs(20)));
         odd.arguments = "é".repeat(MAX_LINE_BYTES);
         let odd: serde_json::Value = serde_json::from_str(&odd.to_json()).unwrap();
         assert_eq!(
             (odd["code"].as_i64(), odd["signal"].as_i64(), odd["signal_name"].as_str()),
             (Some(255), Some(9), Some("KILL"))
         );
+        assert_eq!((odd["attempt"].as_u64(), odd["repeat_in_s"].as_u64()), (Some(2), Some(20)));
         assert_eq!(odd["stdout_base64"], "Yf9i");
         assert_eq!(odd["stdout"], "a\u{FFFD}b\n[hookbus: 7 bytes were cut here]\n");
         assert_eq!(odd["stdout_cut_bytes"], 7);

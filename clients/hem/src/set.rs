@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use hookbus_bridges::opennebula::{Event, Kind};
 
-use crate::hook::{Hook, RESULT_KEY_START, Trigger};
+use crate::hook::{Hook, RESULT_KEY_START, States, Trigger};
 
 /// Places in the list of hooks, in its order.
 type Places = Vec<usize>;
@@ -37,16 +37,21 @@ impl HookSet {
                 continue;
             }
             let place = set.hooks.len();
-            let places = match &hook.trigger {
-                Trigger::Api { call } => set.by_call.entry(call.as_bytes().into()),
+            match &hook.trigger {
+                Trigger::Api { call, .. } => set.by_call.entry(call.as_bytes().into()).or_default().push(place),
                 Trigger::State { object, state, lcm_state } => {
-                    set.by_state.entry(state_key(object.name().as_bytes(), state.as_bytes(), lcm_state.as_bytes()))
+                    for state in found_under(state) {
+                        for lcm_state in found_under(lcm_state) {
+                            let key = state_key(object.name().as_bytes(), state, lcm_state);
+                            set.by_state.entry(key).or_default().push(place);
+                        }
+                    }
                 }
                 Trigger::Event { prefix } => {
-                    set.by_prefix.entry(prefix.len()).or_default().entry(prefix.as_bytes().into())
+                    let same_length = set.by_prefix.entry(prefix.len()).or_default();
+                    same_length.entry(prefix.as_bytes().into()).or_default().push(place);
                 }
-            };
-            places.or_default().push(place);
+            }
             set.hooks.push(Arc::new(hook));
         }
         set
@@ -59,12 +64,7 @@ impl HookSet {
 
     /// What to subscribe to for them.
     pub fn prefixes(&self) -> BTreeSet<Vec<u8>> {
-        self.hooks.iter().map(|hook| hook.trigger.subscription_prefix()).collect()
-    }
-
-    /// Whether a hook of it needs the header of OpenNebula's events.
-    pub(crate) fn wants_header(&self) -> bool {
-        !self.by_call.is_empty() || !self.by_state.is_empty()
+        self.hooks.iter().flat_map(|hook| hook.trigger.subscription_prefixes()).collect()
     }
 
     /// The hooks that a message makes run, in the order of the set. `event` is its header, where it is one of OpenNebula.
@@ -75,12 +75,24 @@ impl HookSet {
     ) -> Vec<Arc<Hook>> {
         let mut places: BTreeSet<usize> = BTreeSet::new();
         if let Some(event) = event {
-            let found = match event.kind {
-                Kind::Api => self.by_call.get(event.call),
-                Kind::State => self.by_state.get(&state_key(event.object, event.state, event.lcm_state)),
-                Kind::Other => None,
-            };
-            places.extend(found.into_iter().flatten());
+            match event.kind {
+                Kind::Api => {
+                    let found = self.by_call.get(event.call).into_iter().flatten().copied();
+                    places.extend(found.filter(|&place| match &self.hooks[place].trigger {
+                        Trigger::Api { outcome, .. } => outcome.includes(event.result),
+                        _ => false,
+                    }));
+                }
+                Kind::State => {
+                    for state in [event.state, ANY] {
+                        for lcm_state in [event.lcm_state, ANY] {
+                            let found = self.by_state.get(&state_key(event.object, state, lcm_state));
+                            places.extend(found.into_iter().flatten());
+                        }
+                    }
+                }
+                Kind::Other => {}
+            }
         }
         for key in keys {
             if key.starts_with(RESULT_KEY_START.as_bytes()) {
@@ -95,6 +107,15 @@ impl HookSet {
     }
 }
 
+/// What stands for any state in the table; oned has no such state, and an event that claims one finds what any state finds.
+const ANY: &[u8] = b"*";
+
+/// What states are found under.
+fn found_under(states: &States) -> impl Iterator<Item = &[u8]> {
+    let any = states.names().is_none().then_some(ANY);
+    states.names().into_iter().flatten().map(String::as_bytes).chain(any)
+}
+
 /// NUL can't be in the names of states, so that two different states never have the same key.
 fn state_key(object: &[u8], state: &[u8], lcm_state: &[u8]) -> Box<[u8]> {
     [object, state, lcm_state].join(&0).into()
@@ -106,15 +127,7 @@ mod tests {
     use crate::hook::{Object, Origin};
 
     fn hook(name: &str, trigger: Trigger) -> Hook {
-        Hook {
-            name: name.into(),
-            trigger,
-            command: "x".into(),
-            arguments: String::new(),
-            arguments_stdin: false,
-            timeout: None,
-            origin: Origin::Program,
-        }
+        Hook::new(name, trigger, "x", Origin::Program)
     }
 
     fn event(name: &str, prefix: &str) -> Hook {
@@ -153,8 +166,8 @@ mod tests {
     fn states_are_looked_up_exactly() {
         let state = |object, state: &str, lcm_state: &str| Trigger::State {
             object,
-            state: state.into(),
-            lcm_state: lcm_state.into(),
+            state: States::one(state),
+            lcm_state: States::one(lcm_state),
         };
         let mut hooks: Vec<Hook> =
             (0..5000).map(|i| hook(&format!("{i}"), state(Object::Vm, "ACTIVE", &format!("S{i}")))).collect();

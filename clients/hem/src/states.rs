@@ -130,6 +130,18 @@ pub(crate) fn of(object: Object) -> &'static [&'static str] {
     }
 }
 
+/// The state with that number, as documents write it.
+pub(crate) fn of_number(object: Object, number: &str) -> Option<&'static str> {
+    let number: usize = number.trim().parse().ok()?;
+    let place = match (object, number) {
+        // 7 was FAILED once, and is not given any more.
+        (Object::Vm, 7) => return None,
+        (Object::Vm, 8..) => number - 1,
+        _ => number,
+    };
+    of(object).get(place).copied()
+}
+
 /// What a machine can be doing in its state.
 pub(crate) fn lcm() -> &'static [&'static str] {
     VM_LCM
@@ -144,4 +156,26 @@ pub(crate) fn nearest(word: &str, known: impl IntoIterator<Item = &'static str>)
         .filter(|(d, _)| *d <= far)
         .min()
         .map(|(_, n)| n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_those_of_opennebula() {
+        for (object, number, name) in [
+            (Object::Vm, "3", Some("ACTIVE")),
+            (Object::Vm, "6", Some("DONE")),
+            (Object::Vm, "7", None),
+            (Object::Vm, "8", Some("POWEROFF")),
+            (Object::Vm, "11", Some("CLONING_FAILURE")),
+            (Object::Vm, "12", None),
+            (Object::Host, "8", Some("OFFLINE")),
+            (Object::Image, "10", Some("LOCKED_USED_PERS")),
+            (Object::Net, "x", None),
+        ] {
+            assert_eq!(of_number(object, number), name, "{object:?} {number}");
+        }
+    }
 }

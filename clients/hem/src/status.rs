@@ -48,9 +48,13 @@ pub struct ExecutorStatus {
     pub hooks: Vec<HookStatus>,
     /// How many commands run now.
     pub running: u64,
+    /// Whether hooks run here; nothing while `run_if` has not said so yet.
+    pub leads: Option<bool>,
     /// How many run at once at most.
     pub concurrency: usize,
-    /// How many events wait in the subscription.
+    /// Whether what is not done when the process ends is for the next one.
+    pub durable: bool,
+    /// How many events wait in the subscription; of a durable one at most so many.
     pub waiting: u64,
     /// How many events were dropped at the high-water mark: no hook ran for them.
     pub dropped: u64,

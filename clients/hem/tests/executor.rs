@@ -5,9 +5,9 @@ mod support;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use hookbus_broker::{Broker, Delivery, Message, Overflow, SubscribeOptions};
-use hookbus_hem::{Ending, Executor, Hook, HookSet, Origin, Trigger};
-use support::{PATIENCE, Rig, alone, api_call, is_alive, vm_state, wait};
+use hookbus_broker::{Broker, Delivery, Journal, JournalOptions, Message, Overflow, SubscribeOptions};
+use hookbus_hem::{Again, Ending, Executor, Hook, HookSet, Origin, RunIf, Trigger};
+use support::{PATIENCE, Rig, alone, api_call, is_alive, vm_state, vm_state_on, wait};
 use tokio::time::{Instant, timeout};
 
 fn soon() -> Instant {
@@ -313,14 +313,8 @@ fn results_never_run_hooks() {
     alone(|| async {
         let mut rig = Rig::new();
         rig.template("tests", "NAME = tests\nTYPE = event\nPREFIX = \"test \"\nCOMMAND = /bin/true");
-        let hook = |name: &str, prefix: &str| Hook {
-            name: name.into(),
-            trigger: Trigger::Event { prefix: prefix.into() },
-            command: "/bin/true".into(),
-            arguments: String::new(),
-            arguments_stdin: false,
-            timeout: None,
-            origin: Origin::Program,
+        let hook = |name: &str, prefix: &str| {
+            Hook::new(name, Trigger::Event { prefix: prefix.into() }, "/bin/true", Origin::Program)
         };
         let hooks = [hook("results", "HOOKBUS HOOK "), hook("many", "H"), hook("tests", "test ")];
         let executor = Executor::start(&rig.broker, HookSet::new(hooks), rig.options());
@@ -480,6 +474,403 @@ fn large_events_are_as_others() {
         let element =
             format!("<VM>\n  <ID>7</ID>\n  <TEMPLATE>\n    <A>{}</A>\n  </TEMPLATE>\n</VM>", "x".repeat(3 << 20));
         assert_eq!(rig.record().await.stdout.text().trim(), (element.len().div_ceil(3) * 4).to_string());
+        executor.shutdown(soon()).await;
+    });
+}
+
+/// What a template says about when hooks run, beyond OpenNebula's.
+#[test]
+fn results_of_calls_and_lists_of_states() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        for (name, trigger) in [
+            ("any", "TYPE = api\nCALL = one.vm.allocate\nRESULT = any"),
+            ("done", "TYPE = api\nCALL = one.vm.allocate\nRESULT = success"),
+            ("failed", "TYPE = api\nCALL = one.vm.allocate\nRESULT = failure"),
+            ("all", "TYPE = state\nRESOURCE = VM\nSTATE = *"),
+            ("some", "TYPE = state\nRESOURCE = VM\nSTATE = \"HOLD, ACTIVE\"\nLCM_STATE = RUNNING,BOOT"),
+            ("boots", "TYPE = state\nRESOURCE = VM\nSTATE = *\nLCM_STATE = BOOT"),
+            ("active", "TYPE = state\nRESOURCE = VM\nSTATE = ACTIVE\nLCM_STATE = *"),
+        ] {
+            rig.template(name, &format!("NAME = {name}\n{trigger}\nCOMMAND = /bin/true"));
+        }
+        let executor = rig.start();
+        for (message, expected) in [
+            (api_call("one.vm.allocate", 1, ""), &["any", "done"][..]),
+            (api_call("one.vm.allocate", 0, ""), &["any", "failed"]),
+            (vm_state(7, "ACTIVE", "RUNNING", ""), &["active", "all", "some"]),
+            (vm_state(7, "ACTIVE", "BOOT", ""), &["active", "all", "boots", "some"]),
+            (vm_state(7, "DONE", "LCM_INIT", ""), &["all"]),
+            (vm_state(7, "*", "*", ""), &["all"]),
+        ] {
+            let shown = format!("{message:?}");
+            rig.broker.publish(message).await.expect("published");
+            let mut ran = Vec::new();
+            for _ in expected {
+                ran.push(rig.record().await.hook.name.clone());
+            }
+            ran.sort();
+            assert_eq!(ran, expected, "{shown}");
+        }
+        executor.shutdown(soon()).await;
+        assert!(rig.try_record().is_none(), "a hook ran that should not have");
+    });
+}
+
+/// What the owner of a machine calls it reaches the command as it is, and no shell on the way: not here, and not on another host.
+#[test]
+fn names_are_never_text_for_a_shell() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        let ssh = rig.ssh();
+        rig.script("say.sh", "#!/bin/sh\nfor word; do printf '%s|' \"$word\"; done\nprintf '%s' \"$TEST_HOST\"\n");
+        rig.script("cat.sh", "#!/bin/sh\ncat\n");
+        let hook = |name: &str, command: &str, more: &str| {
+            rig.template(
+                name,
+                &format!(
+                    "NAME = {name}\nTYPE = state\nRESOURCE = VM\nON = RUNNING\nCOMMAND = \"{command}\"\n\
+                     ARGUMENTS = \"$NAME  $ID $STATE end\"\n{more}\n"
+                ),
+            );
+        };
+        hook("a-here", "say.sh fixed", "");
+        hook("b-there", "say.sh fixed", "REMOTE = yes");
+        hook("c-input", "cat.sh", "ARGUMENTS_STDIN = yes");
+        let base_path = rig.directory.path().to_owned();
+        let executor = rig.start_with(|options| {
+            options.concurrency = 1;
+            (options.ssh, options.remote_base_path) = (ssh, base_path);
+        });
+        for name in [
+            "web 1",
+            "x; touch pwned",
+            "`touch pwned`",
+            "$(touch pwned)",
+            "a\nb",
+            "-rf",
+            "'",
+            "\"",
+            "",
+            "a\\b",
+            "ü",
+            "&&",
+            "~",
+        ] {
+            for host in ["node1", "no'de; touch pwned"] {
+                let cdata = format!("<NAME><![CDATA[{name}]]></NAME>");
+                rig.broker.publish(vm_state_on(host, 7, "ACTIVE", "RUNNING", &cdata)).await.expect("published");
+                for expected in [
+                    format!("fixed|{name}|7|ACTIVE|end|"),
+                    format!("fixed|{name}|7|ACTIVE|end|{host}"),
+                    format!("{name} 7 ACTIVE end"),
+                ] {
+                    let record = rig.record().await;
+                    assert_eq!(record.stdout.text(), expected, "{record:?}");
+                }
+            }
+        }
+        assert!(!rig.path("pwned").exists() && !std::path::Path::new("pwned").exists());
+        executor.shutdown(soon()).await;
+    });
+}
+
+#[test]
+fn the_environment_tells_about_the_event() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.script("env.sh", "#!/bin/sh\nenv | grep -E '^HOOKBUS_(KEY|EVENT_ID|OBJECT|ID|STATE|LCM_STATE|PREV_STATE|NAME|HOST)=' | sort\n");
+        rig.script("json.sh", "#!/bin/sh\necho \"$1\" | base64 -d\n");
+        rig.template("vm", "NAME = vm\nTYPE = state\nRESOURCE = VM\nSTATE = *\nCOMMAND = env.sh");
+        rig.template("api", "NAME = api\nTYPE = api\nCALL = one.vm.allocate\nCOMMAND = env.sh");
+        rig.template("any", "NAME = any\nTYPE = event\nPREFIX = app\nCOMMAND = json.sh\nARGUMENTS = $EVENT_JSON");
+        let executor = rig.start();
+        let inside = "<NAME>a &amp; b</NAME><PREV_STATE>8</PREV_STATE><USER_TEMPLATE><NAME>no</NAME></USER_TEMPLATE>";
+        rig.broker.publish(vm_state_on("node1", 7, "ACTIVE", "BOOT", inside)).await.expect("published");
+        let record = rig.record().await;
+        assert_eq!(
+            record.stdout.text(),
+            format!(
+                "HOOKBUS_EVENT_ID={}\nHOOKBUS_HOST=node1\nHOOKBUS_ID=7\nHOOKBUS_KEY=EVENT STATE VM/ACTIVE/BOOT/7 \n\
+                 HOOKBUS_LCM_STATE=BOOT\nHOOKBUS_NAME=a & b\nHOOKBUS_OBJECT=VM\nHOOKBUS_PREV_STATE=POWEROFF\nHOOKBUS_STATE=ACTIVE\n",
+                record.event.id
+            )
+        );
+        rig.broker.publish(api_call("one.vm.allocate", 1, "")).await.expect("published");
+        let record = rig.record().await;
+        let expected = format!("HOOKBUS_EVENT_ID={}\nHOOKBUS_KEY=EVENT API one.vm.allocate 1\n", record.event.id);
+        assert_eq!(record.stdout.text(), expected);
+        rig.broker.publish(Message::new("app x", "hello")).await.expect("published");
+        let record = rig.record().await;
+        let json: serde_json::Value = serde_json::from_str(&record.stdout.text()).expect("a CloudEvent");
+        assert_eq!((json["id"].as_str(), json["data"].as_str()), (Some(&*record.event.id.to_string()), Some("hello")));
+        executor.shutdown(soon()).await;
+    });
+}
+
+/// A host that is down is a failure like any other; without a host there is nowhere to run.
+#[test]
+fn on_the_host_of_the_event() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        let ssh = rig.ssh();
+        rig.script("where.sh", "#!/bin/sh\necho \"$TEST_HOST $*\"\n");
+        rig.template(
+            "there",
+            "NAME = there\nTYPE = state\nRESOURCE = VM\nON = RUNNING\nREMOTE = yes\nCOMMAND = where.sh\nARGUMENTS = \"'a  b' c\"",
+        );
+        let base_path = rig.directory.path().to_owned();
+        let executor = rig.start_with(|options| (options.ssh, options.remote_base_path) = (ssh, base_path));
+        for (host, code, stdout, stderr) in [
+            ("", 0, "", ""),
+            ("node1", 0, "node1 a b c\n", ""),
+            ("-oProxyCommand=touch", 0, "-oProxyCommand=touch a b c\n", ""),
+            ("node-down", 255, "", "ssh: connect to host node-down port 22: No route to host\n"),
+        ] {
+            rig.broker.publish(vm_state_on(host, 7, "ACTIVE", "RUNNING", "")).await.expect("published");
+            if host.is_empty() {
+                continue;
+            }
+            let record = rig.record().await;
+            assert_eq!((record.host.as_deref(), record.ending.code()), (Some(host), code));
+            assert_eq!((&*record.stdout.text(), &*record.stderr.text()), (stdout, stderr));
+            assert!(record.command.ends_with("/where.sh 'a b' c"), "the record doesn't show ssh: {}", record.command);
+        }
+        executor.shutdown(soon()).await;
+    });
+}
+
+#[test]
+fn what_fails_is_tried_again() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.shell("twice", "echo x >> twice.out; [ $(wc -l < twice.out) -gt 2 ]", "RETRIES = 5\nRETRY_BACKOFF = 0");
+        rig.shell("never", "exit 3", "RETRIES = 2\nRETRY_BACKOFF = 0");
+        let executor = rig.start();
+        rig.fire("twice").await;
+        for (attempt, code, again) in [(1, 1, true), (2, 1, true), (3, 0, false)] {
+            let record = rig.record().await;
+            assert_eq!((record.attempt, record.ending.code(), record.repeat_in.is_some()), (attempt, code, again));
+        }
+        rig.fire("never").await;
+        for (attempt, again) in [(1, true), (2, true), (3, false)] {
+            let record = rig.record().await;
+            assert_eq!((record.attempt, record.ending.code(), record.repeat_in.is_some()), (attempt, 3, again));
+        }
+        assert_eq!(executor.status().hooks.iter().map(|hook| hook.runs).sum::<u64>(), 6);
+        executor.shutdown(soon()).await;
+        assert!(rig.try_record().is_none());
+    });
+}
+
+/// One run after the other for each object, in the order of events, also when one has to be repeated; other objects pass.
+#[test]
+fn an_object_at_a_time() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        let directory = rig.directory.path().display().to_string();
+        // Of machine 1 the first event waits for a file, and its first run fails.
+        rig.script(
+            "note.sh",
+            &format!(
+                "#!/bin/sh\ncd {directory}\nif [ $1 = 1 ] && [ $2 = BOOT ]; then\n  until [ -e go ]; do sleep 0.01; done\n  \
+                 [ -e failed ] || {{ touch failed; exit 1; }}\nfi\n"
+            ),
+        );
+        rig.template(
+            "note",
+            "NAME = note\nTYPE = state\nRESOURCE = VM\nSTATE = *\nCOMMAND = note.sh\nARGUMENTS = \"$ID $STATE\"\nORDER = object\nRETRIES = 1\nRETRY_BACKOFF = 0",
+        );
+        let executor = rig.start();
+        for (id, state) in [(1, "BOOT"), (1, "RUNNING"), (2, "BOOT"), (1, "DONE"), (2, "RUNNING")] {
+            rig.broker.publish(vm_state(id, state, "", "")).await.expect("published");
+        }
+        let mut ran = Vec::new();
+        for _ in 0..2 {
+            ran.push(rig.record().await.arguments.clone());
+        }
+        assert_eq!(ran, ["2 BOOT", "2 RUNNING"], "machine 2 doesn't wait for machine 1");
+        rig.script("go", "");
+        for expected in [("1 BOOT", 1), ("1 BOOT", 0), ("1 RUNNING", 0), ("1 DONE", 0)] {
+            let record = rig.record().await;
+            assert_eq!((record.arguments.as_str(), record.ending.code()), expected);
+        }
+        executor.shutdown(soon()).await;
+    });
+}
+
+/// A hook that is held back holds up nobody else.
+#[test]
+fn a_hook_has_its_own_limit() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.shell("slow", "mkdir busy || exit 9; until [ -e go ]; do sleep 0.01; done; rmdir busy", "CONCURRENCY = 1");
+        rig.shell("quick", "exit 0", "");
+        let executor = rig.start();
+        for _ in 0..20 {
+            rig.fire("slow").await;
+        }
+        for _ in 0..20 {
+            rig.fire("quick").await;
+        }
+        for _ in 0..20 {
+            assert_eq!(rig.record().await.hook.name, "quick");
+        }
+        assert_eq!(executor.status().running, 1);
+        rig.script("go", "");
+        for _ in 0..20 {
+            let record = rig.record().await;
+            assert_eq!((record.hook.name.as_str(), record.ending), ("slow", Ending::Exited(0)), "two at once");
+        }
+        executor.shutdown(soon()).await;
+    });
+}
+
+/// What one hook holds back is bounded: the rest waits in the broker.
+#[test]
+fn what_is_held_back_is_bounded() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.shell("slow", "until [ -e go ]; do sleep 0.01; done", "CONCURRENCY = 1");
+        let executor = rig.start_with(|options| options.hwm = 0);
+        for _ in 0..1500 {
+            rig.fire("slow").await;
+        }
+        wait("a thousand to be held back, and the rest to wait", || match executor.status() {
+            status if status.waiting == 499 => Ok(()),
+            status => Err(format!("{status:?}")),
+        })
+        .await;
+        executor.shutdown(Instant::now()).await;
+        let mut interrupted = 0;
+        while let Some(record) = rig.try_record() {
+            assert_eq!(record.ending, Ending::Interrupted);
+            interrupted += 1;
+        }
+        assert_eq!(interrupted, 1001, "what was taken is recorded");
+    });
+}
+
+#[test]
+fn hooks_run_only_where_they_are_to() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.shell("x", "exit 0", "");
+        rig.script("leads.sh", &format!("#!/bin/sh\ntest -e {}\n", rig.path("leader").display()));
+        let executor = rig.start_with(|options| {
+            let mut run_if = RunIf::new("leads.sh");
+            run_if.every = Duration::from_millis(20);
+            options.run_if = Some(run_if);
+        });
+        let says = |leads: bool| {
+            let executor = &executor;
+            wait("run_if to be asked", move || match executor.status().leads {
+                Some(answer) if answer == leads => Ok(()),
+                other => Err(format!("{other:?}")),
+            })
+        };
+        says(false).await;
+        rig.fire("x").await;
+        wait("the event to be passed over", || match executor.status().waiting {
+            0 => Ok(()),
+            waiting => Err(format!("{waiting} wait")),
+        })
+        .await;
+        rig.script("leader", "");
+        says(true).await;
+        rig.fire("x").await;
+        rig.record().await;
+        executor.shutdown(soon()).await;
+        assert!(rig.try_record().is_none(), "what happened while another one led is not its business");
+    });
+}
+
+/// With a cursor in the journal, what happens while nobody runs hooks is not lost, and what was done is not done again.
+#[test]
+fn a_cursor_goes_on_where_it_was() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        let journal = Journal::open(JournalOptions::new(rig.path("journal"))).expect("a journal");
+        rig.broker.attach_journal(journal).expect("attached");
+        rig.shell("note", "exit 0", "");
+        rig.shell("hangs", "until [ -e go ]; do sleep 0.01; done", "");
+        rig.shell("tries", "until [ -e go ]; do sleep 0.01; done", "RETRIES = 1");
+        let start = |rig: &Rig| {
+            Executor::start_durable(&rig.broker, rig.hooks(), rig.options(), "hooks").expect("the cursor is free")
+        };
+        let executor = start(&rig);
+        assert!(executor.status().durable);
+        rig.fire("note").await;
+        assert_eq!(rig.record().await.event.id.offset.get(), 1);
+        executor.shutdown(soon()).await;
+
+        // Down: 3 to 5. Offset 2 is the result of the first run, which no hook is for.
+        for _ in 0..3 {
+            rig.fire("note").await;
+        }
+        let executor = start(&rig);
+        for offset in 3..=5 {
+            assert_eq!(rig.record().await.event.id.offset.get(), offset);
+        }
+        // In order: what hangs is cut off and recorded. The one that may be repeated comes again.
+        rig.fire("hangs").await;
+        rig.fire("tries").await;
+        wait("both to run", || match executor.status().running {
+            2 => Ok(()),
+            running => Err(format!("{running} run")),
+        })
+        .await;
+        executor.shutdown(Instant::now()).await;
+        let mut cut_off = [rig.record().await, rig.record().await];
+        cut_off.sort_by_key(|record| record.event.id.offset);
+        assert!(cut_off.iter().all(|record| record.ending == Ending::Interrupted), "{cut_off:?}");
+        let executor = start(&rig);
+        wait("one to run", || match executor.status().running {
+            1 => Ok(()),
+            running => Err(format!("{running} run")),
+        })
+        .await;
+        // As when it is killed: nothing is recorded, and all that was under way comes again.
+        drop(executor);
+        rig.script("go", "");
+        // A dropped executor's task is gone when the runtime has seen to it.
+        let executor = wait("the cursor to be free", || {
+            Executor::start_durable(&rig.broker, rig.hooks(), rig.options(), "hooks").map_err(|e| e.to_string())
+        })
+        .await;
+        let record = rig.record().await;
+        assert_eq!((record.hook.name.as_str(), record.event.id), ("tries", cut_off[1].event.id));
+        executor.shutdown(soon()).await;
+        assert!(rig.try_record().is_none());
+        rig.broker.close_journal();
+    });
+}
+
+#[test]
+fn a_record_is_run_again() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.script("say.sh", "#!/bin/sh\nfor word; do printf '%s|' \"$word\"; done\n");
+        rig.template(
+            "named",
+            "NAME = named\nTYPE = state\nRESOURCE = VM\nSTATE = *\nCOMMAND = say.sh\nARGUMENTS = \"$NAME x\"",
+        );
+        let executor = rig.start();
+        rig.broker.publish(vm_state(7, "DONE", "", "<NAME>$(id); 'a  b'</NAME>")).await.expect("published");
+        let record = rig.record().await;
+        assert!(!record.by_hand);
+        let again = |hook: &str| Again {
+            hook: hook.into(),
+            arguments: record.arguments.clone(),
+            host: None,
+            event: record.event.clone(),
+        };
+        executor.run_again(again("gone")).expect("there is room");
+        executor.run_again(again("named")).expect("there is room");
+        let second = rig.record().await;
+        assert!(second.by_hand);
+        assert_eq!(second.stdout.text(), "$(id); 'a  b'|x|");
+        assert_eq!((&second.stdout, &second.command, &second.event), (&record.stdout, &record.command, &record.event));
         executor.shutdown(soon()).await;
     });
 }

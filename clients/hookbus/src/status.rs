@@ -217,6 +217,9 @@ fn hooks(hooks: &Value, text: &mut String) {
         hooks["running"],
         hooks["concurrency"]
     );
+    if hooks["leads"] == false {
+        let _ = writeln!(text, "{SLOW}no hook runs here: run_if says no{SLOW:#}");
+    }
     if all.is_empty() {
         return;
     }

@@ -162,6 +162,17 @@ impl Rig {
         fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
+    /// What stands in for ssh: it runs the command here, as a login shell there would, unless the host is called `down`.
+    pub(crate) fn ssh(&self) -> PathBuf {
+        self.script(
+            "ssh",
+            "#!/bin/sh\n[ \"$1\" = -n ] && { shift; exec </dev/null; }\n[ \"$1\" = -- ] || exit 99\nhost=$2; shift 2\n\
+             case $host in *down*) echo \"ssh: connect to host $host port 22: No route to host\" >&2; exit 255;; esac\n\
+             export TEST_HOST=\"$host\"\nexec sh -c \"$*\"\n",
+        );
+        self.path("ssh")
+    }
+
     /// Writes the template of a hook.
     pub(crate) fn template(&self, name: &str, text: &str) {
         fs::write(self.path(&format!("{name}.tmpl")), text).unwrap();
@@ -254,9 +265,14 @@ pub(crate) fn api_call(call: &str, result: u8, info: &str) -> Message {
 
 /// The event of a machine that came into a state.
 pub(crate) fn vm_state(id: u32, state: &str, lcm_state: &str, inside: &str) -> Message {
+    vm_state_on("", id, state, lcm_state, inside)
+}
+
+/// The same, with the host that the machine is on.
+pub(crate) fn vm_state_on(host: &str, id: u32, state: &str, lcm_state: &str, inside: &str) -> Message {
     let xml = format!(
         "<HOOK_MESSAGE><HOOK_TYPE>STATE</HOOK_TYPE><HOOK_OBJECT>VM</HOOK_OBJECT><STATE>{state}</STATE>\
-         <LCM_STATE>{lcm_state}</LCM_STATE><RESOURCE_ID>{id}</RESOURCE_ID><REMOTE_HOST/><VM><ID>{id}</ID>{inside}</VM></HOOK_MESSAGE>"
+         <LCM_STATE>{lcm_state}</LCM_STATE><RESOURCE_ID>{id}</RESOURCE_ID><REMOTE_HOST>{host}</REMOTE_HOST><VM><ID>{id}</ID>{inside}</VM></HOOK_MESSAGE>"
     );
     let keys = [format!("EVENT VM {id}/{state}/{lcm_state} "), format!("EVENT STATE VM/{state}/{lcm_state}/{id} ")];
     opennebula(&[&keys[0], &keys[1]], &xml)

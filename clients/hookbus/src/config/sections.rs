@@ -120,6 +120,8 @@ pub(crate) struct HooksConfig {
     pub(crate) dir: Option<PathBuf>,
     /// Where a relative COMMAND is looked up.
     pub(crate) base_path: PathBuf,
+    /// The same on the host of an event, for hooks with REMOTE.
+    pub(crate) remote_base_path: PathBuf,
     /// How many run at once; at least 1.
     #[serde(deserialize_with = "at_least_one")]
     pub(crate) concurrency: usize,
@@ -142,6 +144,7 @@ impl Default for HooksConfig {
         HooksConfig {
             dir: None,
             base_path: "/var/lib/one/remotes/hooks".into(),
+            remote_base_path: "/var/tmp/one/hooks".into(),
             concurrency: 10,
             log_retention: 20,
             output_max_bytes: ByteSize::mib(1),

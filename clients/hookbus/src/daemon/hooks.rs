@@ -1,14 +1,20 @@
 //! Hooks from template files: read at the start and on SIGHUP, executed by [`Executor`].
+//!
+//! With `overflow = "spill"` the executor has a cursor in the journal: events that come while the daemon is down are for it, too.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hookbus_bridges::cloudevents::Encoder;
 use hookbus_broker::Broker;
-use hookbus_hem::{Executor, ExecutorOptions, ExecutorStatus, HookSet, Severity};
+use hookbus_hem::{Executor, ExecutorOptions, ExecutorStatus, HookSet, RunIf, Severity};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::config::HooksConfig;
+use crate::config::{HooksConfig, Overflow};
+
+/// The executor's cursor in the journal.
+const CURSOR: &str = "hooks";
 
 /// The executor and where its hooks come from.
 pub(crate) struct Hooks {
@@ -19,7 +25,12 @@ pub(crate) struct Hooks {
 impl Hooks {
     /// Reads the directory and executes its hooks from now on; nothing where no directory is configured.
     /// Between TERM and KILL hooks have `kill_grace`.
-    pub(crate) fn start(broker: &Broker, config: &HooksConfig, kill_grace: Duration) -> Option<Self> {
+    pub(crate) fn start(
+        broker: &Broker,
+        config: &HooksConfig,
+        encoder: &Encoder,
+        kill_grace: Duration,
+    ) -> Option<Self> {
         let dir = config.dir.clone()?;
         let mut options = ExecutorOptions::default();
         options.base_path.clone_from(&config.base_path);
@@ -29,7 +40,21 @@ impl Hooks {
         options.hwm_bytes = config.hwm_bytes.bytes();
         options.kill_grace = kill_grace;
         options.overflow = config.overflow.policy();
-        let executor = Executor::start(broker, read(&dir).unwrap_or_default(), options);
+        options.remote_base_path.clone_from(&config.remote_base_path);
+        options.run_if = config.run_if.as_ref().map(RunIf::new);
+        options.encoder = encoder.clone();
+        let hooks = read(&dir).unwrap_or_default();
+        let executor = if config.overflow == Overflow::Spill && broker.journal().is_some() {
+            match Executor::start_durable(broker, hooks, options, CURSOR) {
+                Ok(executor) => executor,
+                Err(e) => {
+                    tracing::error!("hooks: they can't be run: {e}");
+                    return None;
+                }
+            }
+        } else {
+            Executor::start(broker, hooks, options)
+        };
         Some(Hooks { dir, executor })
     }
 

@@ -262,15 +262,23 @@ pub(crate) fn own(
     let runtime = reads.then(runtime).transpose()?;
     let entered = runtime.as_ref().map(Runtime::enter);
     let http = Http::start(state, activated)?;
-    // Hooks read from the journal only where they spill.
-    let _entered = entered.filter(|_| config.hooks.overflow == Overflow::Spill);
-    let hooks = Hooks::start(&state.broker, &config.hooks, state.role.kill_grace());
+    // Hooks that read from the journal begin when it is open.
+    drop(entered);
+    let hooks = (!hooks_wait_for_journal(config)).then(|| start_hooks(state)).flatten();
     let mut parts = state.parts.lock();
     parts.state_dir = state_dir.as_ref().map(|dir| dir.path().to_owned());
     parts.socket = http.socket();
     parts.listen = http.listen();
     parts.hooks = hooks;
     Ok(Owned { _state_dir: state_dir, http: Some(http), runtime })
+}
+
+fn hooks_wait_for_journal(config: &Config) -> bool {
+    config.hooks.overflow == Overflow::Spill && config.journal.enabled
+}
+
+fn start_hooks(state: &State) -> Option<Hooks> {
+    Hooks::start(&state.broker, &state.config.hooks, &state.encoder, state.role.kill_grace())
 }
 
 /// Opens the journal, where there is to be one; `directory` is the state directory. It blocks. What is published before is kept for it.
@@ -289,13 +297,18 @@ pub(crate) fn open_journal(state: &State, directory: Option<&Path>) -> Result<()
     Ok(())
 }
 
-/// Starts bridges and sources, when the journal is open. What is wrong with one of them is logged. It blocks: bridges have files.
+/// Starts bridges, sources, and hooks that read from the journal, when that is open. What is wrong with one of them is logged. It blocks:
+/// bridges have files.
 pub(crate) fn start_bridges(state: &Arc<State>, runtime: &Handle) {
     let _entered = runtime.enter();
     let directory = state.parts.lock().state_dir.clone();
     let bridges = Bridges::start(&state.broker, &state.config, directory.as_deref(), &state.host, &state.encoder);
+    let hooks = hooks_wait_for_journal(&state.config).then(|| start_hooks(state)).flatten();
     let sources = Sources::start(&state.broker, &state.config.sources);
     let mut parts = state.parts.lock();
+    if hooks.is_some() {
+        parts.hooks = hooks;
+    }
     parts.bridges = Some(bridges);
     parts.sources = sources;
 }

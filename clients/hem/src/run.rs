@@ -1,0 +1,161 @@
+//! One run: one hook and one event, from the command line to the record.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hookbus_broker::Offset;
+use tokio::sync::{mpsc, watch};
+
+use crate::arguments::Arguments;
+use crate::command::CommandLine;
+use crate::dispatch::Event;
+use crate::executor::ExecutorOptions;
+use crate::hook::Hook;
+use crate::output::Output;
+use crate::process::{self, Finished, Limits};
+use crate::record::{Ending, EventRef, Record};
+use crate::status::Counters;
+
+/// Where the arguments of a run come from.
+#[derive(Clone, Debug)]
+pub(crate) enum Words {
+    /// From the hook, with what the event has.
+    OfEvent,
+    /// From a record: it is run again.
+    Recorded(String),
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Over {
+    pub(crate) ending: Ending,
+    /// When it is to be repeated, if it is.
+    pub(crate) repeat_in: Option<Duration>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    pub(crate) hook: Arc<Hook>,
+    pub(crate) event: Arc<Event>,
+    /// The hook's own, and those of all.
+    counters: [Arc<Counters>; 2],
+    words: Words,
+    /// From 1 on.
+    attempt: u32,
+    options: Arc<ExecutorOptions>,
+    reports: mpsc::Sender<Arc<Record>>,
+}
+
+impl Run {
+    pub(crate) fn new(
+        hook: Arc<Hook>,
+        counters: [Arc<Counters>; 2],
+        event: Arc<Event>,
+        words: Words,
+        options: Arc<ExecutorOptions>,
+        reports: mpsc::Sender<Arc<Record>>,
+    ) -> Self {
+        Run { hook, event, counters, words, attempt: 1, options, reports }
+    }
+
+    /// The same once more.
+    pub(crate) fn next_attempt(mut self) -> Self {
+        self.attempt += 1;
+        self
+    }
+
+    /// Whether it is known where. A hook with REMOTE doesn't run for an event that names no host.
+    pub(crate) fn has_somewhere_to_run(&self) -> bool {
+        let known = !self.hook.remote || self.event.facts.host.is_some();
+        if !known {
+            let EventRef { id, key, .. } = &self.event.reference;
+            let hook = &self.hook.name;
+            tracing::info!(hook, event = %id, key, "hooks: no host is known, so this hook with REMOTE = yes doesn't run");
+        }
+        known
+    }
+
+    /// The event that it is the first attempt for, so that this is dealt with when it is over.
+    pub(crate) fn offset(&self) -> Option<Offset> {
+        let is_first = matches!(self.words, Words::OfEvent) && self.attempt == 1;
+        is_first.then_some(self.event.reference.id.offset)
+    }
+
+    /// Executes it and has it reported. Its task ends when the record is on its way, so that records can't pile up either.
+    pub(crate) async fn run(self, may_repeat: bool, stop: watch::Receiver<bool>) -> Over {
+        let running = self.counters.each_ref().map(Counters::start);
+        let (line, arguments) = self.line();
+        let input = if self.hook.arguments_stdin { arguments.input() } else { String::new() };
+        let limits = Limits {
+            timeout: self.hook.timeout,
+            kill_grace: self.options.kill_grace,
+            linger: self.options.linger,
+            output_max_bytes: self.options.output_max_bytes,
+        };
+        let finished = process::run(&line, input, limits, stop).await;
+        drop(running);
+        let failed = !finished.ending.is_success() && finished.ending != Ending::Interrupted;
+        let repeat_in =
+            (failed && self.attempt <= self.hook.retries && may_repeat).then(|| self.hook.backoff(self.attempt + 1));
+        let ending = finished.ending;
+        self.report(&line, &arguments, finished, repeat_in).await;
+        Over { ending, repeat_in }
+    }
+
+    /// Records that it didn't run because the executor ends.
+    pub(crate) async fn cut_off(self) {
+        let running = self.counters.each_ref().map(Counters::start);
+        let (line, arguments) = self.line();
+        let mut stderr = Output::default();
+        stderr.push_line("Not started: hookbus ends");
+        drop(running);
+        let finished = Finished {
+            started: SystemTime::now(),
+            duration: Duration::ZERO,
+            ending: Ending::Interrupted,
+            left_behind: false,
+            stdout: Output::default(),
+            stderr,
+        };
+        self.report(&line, &arguments, finished, None).await;
+    }
+
+    async fn report(&self, line: &CommandLine, arguments: &Arguments, finished: Finished, repeat_in: Option<Duration>) {
+        self.counters.iter().for_each(|counters| counters.ended(finished.ending));
+        let record = Record {
+            hook: Arc::clone(&self.hook),
+            event: self.event.reference.clone(),
+            host: self.event.facts.host.clone().filter(|_| self.hook.remote),
+            attempt: self.attempt,
+            by_hand: matches!(self.words, Words::Recorded(_)),
+            repeat_in,
+            started: finished.started,
+            duration: finished.duration,
+            command: line.line().to_owned(),
+            arguments: arguments.text(),
+            ending: finished.ending,
+            left_behind: finished.left_behind,
+            stdout: finished.stdout,
+            stderr: finished.stderr,
+        };
+        // The reporter lives longer than any run.
+        let _ = self.reports.send(Arc::new(record)).await;
+    }
+
+    fn line(&self) -> (CommandLine, Arguments) {
+        let hook = &*self.hook;
+        let facts = &self.event.facts;
+        let arguments = match &self.words {
+            Words::OfEvent => facts.arguments(&hook.arguments),
+            Words::Recorded(text) => Arguments::again(text, &hook.arguments),
+        };
+        let in_line = (!hook.arguments_stdin).then_some(&arguments);
+        let base_path = if hook.remote { &self.options.remote_base_path } else { &self.options.base_path };
+        let line = CommandLine::new(base_path, &hook.command, in_line);
+        let line = match &facts.host {
+            Some(host) if hook.remote => line.on_host(&self.options.ssh, host, hook.arguments_stdin),
+            _ => line,
+        };
+        (line.with_environment(facts.environment(&self.event.reference)), arguments)
+    }
+}
