@@ -12,7 +12,7 @@
 //! | `mqtt` | `mqtt` | events to MQTT brokers |
 //! | `nats` | `nats` | events to NATS, with JetStream or without |
 //! | `opennebula` | `opennebula` | oned's driver lines, in and out, the keys of its events, and its documents |
-//! | `secret`, `tls` | `amqp`, `mqtt`, `nats` | nothing: what secures the connections of buses |
+//! | `secret`, `tls` | `tls` | nothing: what secures the connections of buses |
 //! | `zeromq` | `zeromq` | events to ZeroMQ subscribers (PUB), requests of hook executors (REP), and both client sides |
 
 #[cfg(feature = "amqp")]
@@ -29,9 +29,9 @@ pub mod mqtt;
 pub mod nats;
 #[cfg(feature = "opennebula")]
 pub mod opennebula;
-#[cfg(any(feature = "amqp", feature = "mqtt", feature = "nats"))]
+#[cfg(feature = "tls")]
 pub mod secret;
-#[cfg(any(feature = "amqp", feature = "mqtt", feature = "nats"))]
+#[cfg(feature = "tls")]
 pub mod tls;
 #[cfg(feature = "zeromq")]
 pub mod zeromq;
