@@ -238,11 +238,16 @@ pub enum Order {
     Object,
 }
 
-/// Where a hook was defined. Only files so far: hooks of oned and of hookbus' own store come later.
+/// Where a hook was defined. Hooks of hookbus' own store come later.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// A template file.
     File(PathBuf),
+    /// oned, which knows the hook by this number.
+    Oned {
+        /// The number.
+        id: i64,
+    },
     /// The program itself, as in tests.
     Program,
 }
@@ -252,7 +257,7 @@ impl Origin {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Origin::File(path) => Some(path),
-            Origin::Program => None,
+            Origin::Oned { .. } | Origin::Program => None,
         }
     }
 }

@@ -5,7 +5,7 @@
 //! its reason.
 //!
 //! The executor is one subscriber among many. It knows the broker and OpenNebula's events, and neither ZeroMQ nor HTTP: whoever owns the
-//! broker decides where events come from.
+//! broker decides where events come from. Only the feature `oned` adds what talks to an oned.
 //!
 //! ```
 //! use hookbus_broker::{Broker, Delivery, Message, SubscribeOptions};
@@ -45,10 +45,11 @@
 //! | `arguments.rs`, `command.rs` | what a hook gets of an event; the command line |
 //! | `process.rs`, `output.rs` | the life of a command, and what it writes |
 //! | `record.rs`, `report.rs`, `status.rs` | what came of it; who is told; counters |
+//! | `oned/` | hooks of oned: where they come from, and how oned learns what came of them (feature `oned`) |
 //!
 //! # What comes later
 //!
-//! Hooks of oned and the binary `hookbus-hem`; a store and a log of executions, for which [`Recorder`] is the place.
+//! The binary `hookbus-hem`; a store and a log of executions, for which [`Recorder`] is the place.
 
 mod arguments;
 mod command;
@@ -57,6 +58,8 @@ mod dispatch;
 mod executor;
 mod feed;
 pub mod hook;
+#[cfg(feature = "oned")]
+pub mod oned;
 mod output;
 mod problem;
 mod process;

@@ -98,13 +98,14 @@ impl Template {
 
     /// A template of these texts, for hooks that come from elsewhere than a file.
     pub fn from_pairs<N: AsRef<str>, V: Into<String>>(pairs: impl IntoIterator<Item = (N, V)>) -> Self {
+        Self::from_values(pairs.into_iter().map(|(name, value)| (name, Value::Text(value.into()))))
+    }
+
+    /// As [`from_pairs`](Self::from_pairs), with texts and vectors.
+    pub fn from_values<N: AsRef<str>>(values: impl IntoIterator<Item = (N, Value)>) -> Self {
         let at = Position { line: 1, column: 1 };
-        let attribute = |(name, value): (N, V)| Attribute {
-            name: name.as_ref().to_uppercase(),
-            value: Value::Text(value.into()),
-            at,
-        };
-        Template { attributes: pairs.into_iter().map(attribute).collect() }
+        let attribute = |(name, value): (N, Value)| Attribute { name: name.as_ref().to_uppercase(), value, at };
+        Template { attributes: values.into_iter().map(attribute).collect() }
     }
 
     /// All assignments.

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod oned;
+
 use std::fs;
 use std::future::Future;
 use std::io::Read as _;
