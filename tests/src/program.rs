@@ -18,7 +18,7 @@ use crate::{Deadline, tools, wait_until};
 /// The user `nobody`: an ordinary one, whom every system has.
 const NOBODY: u32 = 65_534;
 
-/// The path of the `hookbus` program, which is built now unless it is up to date: cargo builds a program for the tests of
+/// The path of the `hookbus` program, beside which `hookbus-hem` lies; both are built now unless they are up to date: cargo builds a program for the tests of
 /// its own package only, and an old one must not be tested by mistake. It gets the profile and target directory of the
 /// test that asks. `HOOKBUS_BIN` names another one, for instance that of an installed package.
 ///
@@ -40,7 +40,18 @@ pub fn hookbus() -> &'static Path {
             name => name,
         };
         let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--locked", "--package", "hookbus", "--bin", "hookbus", "--profile", profile])
+            .args([
+                "build",
+                "--quiet",
+                "--locked",
+                "--package",
+                "hookbus",
+                "--package",
+                "hookbus-hem",
+                "--bins",
+                "--profile",
+                profile,
+            ])
             .arg("--target-dir")
             .arg(target)
             .current_dir(tools::workspace())

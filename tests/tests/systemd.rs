@@ -198,6 +198,18 @@ fn systemd_understands_the_units_and_finds_them_safe() {
     fs::create_dir(&drop_in).expect("a directory");
     copy("hookbus-sudo.conf", &drop_in.join("sudo.conf"));
     assert_eq!(analyze(&["verify", "--man=no", &service]), Some(String::new()));
+
+    // OpenNebula's own unit, with ours beside it: another program is started, and nothing else of it.
+    let hem = directory.path().join("opennebula-hem.service");
+    let unit = "[Unit]\nDescription=OpenNebula Hook Execution Service\n[Service]\nType=simple\nExecStart=/bin/false\nUser=root\n";
+    fs::write(&hem, unit).expect("a unit");
+    let drop_in = directory.path().join("opennebula-hem.service.d");
+    fs::create_dir(&drop_in).expect("a directory");
+    let text = fs::read_to_string(units.join("opennebula-hem.conf")).expect("a drop-in");
+    let program = hookbus().with_file_name("hookbus-hem");
+    let text = text.replace("/usr/bin/hookbus-hem", program.to_str().expect("UTF-8"));
+    fs::write(drop_in.join("hookbus.conf"), text).expect("a copy");
+    assert_eq!(analyze(&["verify", "--man=no", hem.to_str().expect("UTF-8")]), Some(String::new()));
 }
 
 #[test]

@@ -46,10 +46,12 @@
 //! | `process.rs`, `output.rs` | the life of a command, and what it writes |
 //! | `record.rs`, `report.rs`, `status.rs` | what came of it; who is told; counters |
 //! | `oned/` | hooks of oned: where they come from, and how oned learns what came of them (feature `oned`) |
+//! | `store/` | hooks of our own, the log of executions, what waits to be sent or run again, in SQLite (feature `store`) |
+//! | `main.rs`, `log.rs`, `server/` | the program `hookbus-hem` (feature `server`) |
 //!
 //! # What comes later
 //!
-//! The binary `hookbus-hem`; a store and a log of executions, for which [`Recorder`] is the place.
+//! `hookbus hook`: managing the hooks of the store, and looking at its log.
 
 mod arguments;
 mod command;
@@ -71,6 +73,8 @@ mod schedule;
 mod set;
 mod states;
 mod status;
+#[cfg(feature = "store")]
+pub mod store;
 pub mod template;
 mod text;
 

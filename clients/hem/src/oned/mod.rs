@@ -19,8 +19,6 @@
 //! - Nothing here reads the environment or waits without a limit: the environment is a parameter, and calls have deadlines.
 //! - What comes from outside, a configuration, an answer, a message, ends in a value or in an error that says what is wrong. Sizes are bounded.
 //! - A list of hooks that was cut off on its way is an error, not a shorter list.
-//! - A message about a change that can't be understood for certain is [`HookChange::Unclear`]: then all hooks are to be
-//!   loaded again. So no change is missed; a load too many may be asked for.
 
 mod access;
 mod answer;
@@ -33,7 +31,7 @@ mod retry;
 mod rpc;
 
 pub use access::{Access, AccessError, DEFAULT_ENDPOINT, Session};
-pub use change::{CHANGE_KEYS, HookChange};
+pub use change::CHANGE_KEYS;
 pub use config::{Config, ConfigError, DebugLevel, Locations, MAX_CONCURRENCY, MAX_CONFIG_BYTES};
 pub use load::{LoadError, Patience, load_all};
 pub use pool::{Pool, PoolError, PoolHook};

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub(crate) mod oned;
+pub(crate) mod recorded;
 
 use std::fs;
 use std::future::Future;

@@ -1,11 +1,10 @@
 //! Commands that don't behave, really run. After each test there is neither a child nor a descriptor left (see `support::alone`).
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support;
+use crate::support::{Rig, alone, api_call, is_alive, status_kib, wait};
 use hookbus_hem::Ending;
-use support::{Rig, alone, api_call, is_alive, status_kib, wait};
 use tokio::time::Instant;
 
 /// For commands that say something before they hang: long enough for a busy machine to start them.

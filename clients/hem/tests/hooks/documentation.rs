@@ -3,15 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use crate::support;
+use crate::support::{PATIENCE, Rig, alone, recorded_events};
 use hookbus_hem::template::Template;
 use hookbus_hem::{Ending, Hook, Origin, Severity};
-use support::{PATIENCE, Rig, alone, recorded_events};
 use tokio::time::Instant;
 
 /// A listing of the page: a template as comments, then a script. What a reader does with it.

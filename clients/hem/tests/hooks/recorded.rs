@@ -5,16 +5,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
+use crate::support;
+use crate::support::recorded::{Result, reported};
+use crate::support::{PATIENCE, Rig, alone, fixture, recorded_events};
 use hookbus_bridges::opennebula::{Document, Element};
 use hookbus_hem::template::Template;
 use hookbus_hem::{Executor, Hook, HookSet, Origin, Severity};
-use support::{PATIENCE, Rig, alone, fixture, recorded_events};
 use tokio::time::Instant;
 
 fn text(element: Element<'_>) -> String {
@@ -38,51 +36,6 @@ fn pool() -> BTreeMap<u32, Template> {
     document.root().unwrap().children().map(hook).collect()
 }
 
-/// What one execution came to.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Result {
-    arguments: String,
-    command: String,
-    stdout: Vec<u8>,
-    stderr: String,
-    code: String,
-    /// Where it ran, if that was another host.
-    host: Option<String>,
-}
-
-/// What the original reported about hooks that it ran here, retries left out. Its result is text that was never escaped, so it is cut up as
-/// text.
-fn reported() -> Vec<(u32, Result)> {
-    let between = |text: &str, name: &str| {
-        let (start, end) = (format!("<{name}>"), format!("</{name}>"));
-        let from = text.find(&start).unwrap() + start.len();
-        text[from..from + text[from..].find(&end).unwrap()].to_owned()
-    };
-    let output = |text: &str, name: &str| {
-        let base64: String = between(text, name).split_whitespace().collect();
-        BASE64_STANDARD.decode(base64).unwrap()
-    };
-    let replies = String::from_utf8(fixture("replies.jsonl.zst")).unwrap();
-    let requests = replies.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    requests
-        .filter_map(|line| {
-            let mut words = line["request"].as_str().unwrap().splitn(3, ' ').skip(1);
-            let hook = words.next().unwrap().parse().unwrap();
-            let text = String::from_utf8(BASE64_STANDARD.decode(words.next().unwrap()).unwrap()).unwrap();
-            let first = !text.contains("<RETRY>");
-            let result = || Result {
-                arguments: between(&text, "ARGUMENTS"),
-                command: between(&text, "COMMAND"),
-                stdout: output(&text, "STDOUT"),
-                stderr: String::from_utf8_lossy(&output(&text, "STDERR")).into_owned(),
-                code: between(&text, "CODE"),
-                host: text.contains("<REMOTE_HOST>").then(|| between(&text, "REMOTE_HOST")),
-            };
-            first.then(|| (hook, result()))
-        })
-        .collect()
-}
-
 /// Where we differ from the original, and why.
 fn differs(hook: u32) -> Option<&'static str> {
     match hook {
@@ -94,43 +47,11 @@ fn differs(hook: u32) -> Option<&'static str> {
     }
 }
 
-const SCRIPTS: &[(&str, &str)] = &[
-    (
-        "rec_ok.sh",
-        "echo \"hello from rec_ok argc=$#\"\ni=0\nfor a in \"$@\"; do i=$((i+1)); printf 'arg%d len=%d head=%.60s\\n' $i ${#a} \"$a\"; done",
-    ),
-    ("rec_stdin.sh", "echo \"argc=$# stdin_bytes=$(wc -c)\""),
-    ("rec_fail.sh", "echo partial output; echo 'ERROR: it went wrong' >&2; exit 3"),
-    ("rec_empty.sh", ""),
-    ("rec_slow.sh", "exec sleep 1000"),
-    ("rec_env.sh", "env"),
-    ("rec_rc255.sh", "exit 255"),
-    ("rec_sig.sh", "echo about to die by a signal; kill -KILL $$"),
-    ("rec_bg.sh", "echo before; sleep 1000 &"),
-    ("rec_catstdin.sh", "cat"),
-    (
-        "rec_bin.sh",
-        "printf '\\000\\001\\002\\377\\376 <&>\"\\047 \\303\\251 \\303 end\\n'; printf 'stderr \\377\\n' >&2",
-    ),
-    (
-        "rec_big.sh",
-        "i=0; while [ $i -lt 500 ]; do printf 'line %06d of a rather long output of a hook, 0123456789 \
-         abcdefghijklmnopqrstuvwxyz\\n' $i; i=$((i+1)); done; echo done >&2",
-    ),
-];
-
 #[test]
 fn recorded_hooks_do_what_they_did() {
     alone(|| async {
         let mut rig = Rig::new();
-        for (name, body) in SCRIPTS {
-            rig.script(name, &format!("#!/bin/sh\n{body}\n"));
-        }
-        std::fs::create_dir(rig.path("sub")).unwrap();
-        for copy in ["rec_ünï.sh", "sub/rec_sub.sh"] {
-            std::fs::copy(rig.path("rec_ok.sh"), rig.path(copy)).unwrap();
-        }
-        std::fs::write(rig.path("rec_noexec.txt"), "").unwrap();
+        rig.recorded_scripts();
 
         let mut numbers = BTreeMap::new();
         let mut refused = BTreeSet::new();
@@ -191,7 +112,7 @@ fn recorded_hooks_do_what_they_did() {
             ours.entry(number).or_default().insert(result);
         }
         let (mut compared, mut of_hooks) = (0, BTreeSet::new());
-        for (number, result) in reported() {
+        for (number, result) in reported(|text| !text.contains("<RETRY>")) {
             if refused.contains(&number) {
                 continue;
             }

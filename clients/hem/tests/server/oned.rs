@@ -1,30 +1,26 @@
 //! Hooks of oned: a server that answers as oned was recorded answering, and the replies that OpenNebula's own executor was recorded
 //! sending.
 
-#![cfg(feature = "oned")]
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, too")]
 
-#[path = "../../../bridges/tests/servers/certificates.rs"]
+#[path = "../../../../bridges/tests/servers/certificates.rs"]
 #[allow(dead_code, unreachable_pub, reason = "the other tests with TLS need more of it")]
 mod certificates;
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::oned::{Answer, Request, StubOned};
+use crate::support::{PATIENCE, fixture, wait};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use certificates::Authority;
-use hookbus_bridges::opennebula::Parser;
 use hookbus_bridges::tls::TlsOptions;
 use hookbus_hem::oned::{
-    Access, CHANGE_KEYS, HookChange, LoadError, OnedClient, Patience, Pool, PoolHook, RETRY_KEY, Reply, Retry,
-    RpcError, Session, load_all,
+    Access, CHANGE_KEYS, LoadError, OnedClient, Patience, Pool, PoolHook, RETRY_KEY, Reply, Retry, RpcError, Session,
+    load_all,
 };
 use hookbus_hem::{Origin, Severity};
-use support::oned::{Answer, Request, StubOned};
-use support::{PATIENCE, fixture, wait};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
@@ -408,8 +404,7 @@ fn replies_are_those_of_the_original() {
 
 #[test]
 fn recorded_retries_and_changes_are_understood() {
-    let mut parser = Parser::new();
-    let (mut retries, mut remote, mut changes, mut unclear) = (0, 0, BTreeMap::new(), Vec::new());
+    let (mut retries, mut remote, mut changes) = (0, 0, 0);
     for line in json_lines("published.jsonl.zst") {
         let (key, content) = (line["key"].as_str().unwrap(), line["content"].as_str().unwrap());
         if key == RETRY_KEY {
@@ -417,29 +412,10 @@ fn recorded_retries_and_changes_are_understood() {
             assert!((0..=43).contains(&retry.hook_id));
             retries += 1;
             remote += usize::from(retry.remote_host.is_some());
-            continue;
-        }
-        let event = parser.event_of(content.as_bytes());
-        let change = HookChange::of(&event);
-        assert_eq!(change.is_some(), CHANGE_KEYS.contains(&key), "{key}");
-        match change {
-            Some(HookChange::Unclear) => unclear.push(String::from_utf8_lossy(event.xml).into_owned()),
-            Some(change) => *changes.entry((key.to_owned(), format!("{change:?}"))).or_insert(0) += 1,
-            None => {}
+        } else if key.starts_with("EVENT API one.hook.") && key.ends_with(" 1") && key != "EVENT API one.hook.retry 1" {
+            assert!(CHANGE_KEYS.contains(&key), "{key}");
+            changes += 1;
         }
     }
-    assert_eq!((retries, remote), (58, 4));
-    // Two templates have an `&` or a `<` in them, so that the documents are no XML.
-    assert_eq!(unclear.len(), 2, "{unclear:?}");
-    assert!(unclear.iter().all(|xml| xml.contains("a&&echo b") || xml.contains("</etc/hostname")), "{unclear:?}");
-    let of = |call: &str| {
-        let key = format!("EVENT API one.hook.{call} 1");
-        let of_call = changes.iter().filter(|((of, _), _)| *of == key);
-        of_call.map(|((_, change), count)| format!("{change} {count}")).collect::<Vec<_>>()
-    };
-    assert_eq!(of("allocate").len(), 42);
-    assert_eq!(of("delete"), ["Deleted(42) 1"]);
-    assert_eq!(of("rename"), ["Changed(41) 1"]);
-    assert!(of("lock").contains(&"Changed(33) 2".to_owned()), "{:?}", of("lock"));
-    assert_eq!(changes.values().sum::<usize>(), 55);
+    assert_eq!((retries, remote, changes), (58, 4, 57));
 }
