@@ -172,7 +172,7 @@ impl Work {
             Some(run) = running.join_next_with_id(), if !running.is_empty() => Next::Over(run),
             () = losses.due() => Next::Losses,
             () = repeats.due() => Next::Repeat,
-            Some(again) = dispatcher.again.recv() => Next::Again(again),
+            Some(again) = dispatcher.again.recv(), if !schedule.is_full() => Next::Again(again),
             delivery = dispatcher.feed.recv(), if taking && has_place => Next::Delivery(delivery),
         }
     }
@@ -269,9 +269,6 @@ impl Work {
         if asked_for > 0 {
             tracing::warn!(runs = asked_for, "hooks: runs that were asked for had not begun; they don't");
         }
-        if self.repeats.len() > 0 {
-            tracing::warn!(runs = self.repeats.len(), "hooks: runs that failed waited to be repeated; they are not");
-        }
         let waiting = self.dispatcher.feed.handle().stats().map_or(0, |stats| stats.queued);
         if waiting > 0 && !self.dispatcher.feed.is_durable() {
             tracing::warn!(events = waiting, "hooks: events still waited; no hook runs for them");
@@ -280,6 +277,9 @@ impl Work {
         self.dispatcher.feed.handle().close();
         while let Some(run) = self.running.join_next_with_id().await {
             self.over(run);
+        }
+        if self.repeats.len() > 0 {
+            tracing::warn!(runs = self.repeats.len(), "hooks: runs that failed waited to be repeated; they are not");
         }
     }
 }

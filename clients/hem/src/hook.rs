@@ -26,7 +26,7 @@
 //! | `RETRY_BACKOFF` | seconds before the first repetition, twice as many before each one after it, an hour at most; 10 unless given |
 //! | `ORDER` | `object`: runs for one object come one after the other, in the order of events |
 //! | `CONCURRENCY` | how many runs of this hook there may be at once |
-//! | words in ARGUMENTS | `$ID`, `$NAME` and `$STATE` of the object, `$EVENT_JSON`; see [`arguments`](crate) |
+//! | words in ARGUMENTS | `$ID`, `$NAME` and `$STATE` of the object, `$EVENT_JSON`; see `arguments.rs` |
 //!
 //! Other attributes are allowed, as oned allows them; one that looks like a slip of the pen is warned of. What a later version will
 //! know is told. A hook that would run in another way than its template says isn't loaded at all.

@@ -14,8 +14,8 @@ use tokio::time::{sleep, timeout};
 
 /// How long an answer is waited for, reconnects included, before that is told.
 const ANSWER: Duration = Duration::from_secs(10);
-/// How many results are looked at together.
-const BATCH: usize = 64;
+/// How many results are looked at together; each may have some MiB of output.
+const BATCH: usize = 8;
 /// How long to wait when the store can't be read.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
