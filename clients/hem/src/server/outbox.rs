@@ -83,6 +83,7 @@ impl Recorder for Results {
         tokio::spawn(async move {
             // The store logs what it can't keep.
             if recorded.await.is_ok() {
+                tracing::debug!("hook {id}: its result is written down");
                 news.notify_one();
             }
         });

@@ -272,7 +272,7 @@ async fn results_wait_until_oned_has_them() {
     for id in 0..5 {
         cloud.driver.publish(vm_state(id, "ACTIVE", "RUNNING", "")).await.unwrap();
     }
-    cloud.logged_times("hooks: ran", 5).await;
+    cloud.logged_times("hook 0: its result is written down", 5).await;
     cloud.kill();
     cloud.spawn();
     cloud.logged_times("hooks loaded from", 2).await;
