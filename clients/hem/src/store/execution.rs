@@ -52,7 +52,7 @@ pub struct Execution {
 }
 
 impl Execution {
-    /// What a [`Record`] knows of it: one on this host that repeats none.
+    /// What a [`Record`] knows of it: one that repeats none.
     pub fn of_record(hook: HookKey, record: &Record) -> Self {
         Execution {
             hook,
@@ -66,7 +66,7 @@ impl Execution {
             left_behind: record.left_behind,
             stdout: record.stdout.clone(),
             stderr: record.stderr.clone(),
-            host: None,
+            host: record.host.clone(),
             event: Some(record.event.clone()),
             retry_of: None,
         }

@@ -19,6 +19,7 @@ use hookbus_bridges::PAYLOAD_BASE64;
 use hookbus_bridges::opennebula::{Input, Parser};
 use hookbus_bridges::zeromq::{Endpoint, Logger, LoggerOptions, Publisher, PublisherOptions, Request as Report};
 use hookbus_broker::{Broker, Message};
+use hookbus_hem::store::{HookKey, Store, StoreOptions};
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
@@ -224,6 +225,12 @@ async fn recorded_traffic_gives_the_recorded_results() {
         }
     }
     cloud.stop().await;
+    // The log of executions has them, too, with the host that they ran on.
+    let store = Store::open(&cloud.path("var/hookbus-hem"), StoreOptions::default()).unwrap();
+    for (hook, remote) in [(15, true), (2, false)] {
+        let kept = store.executions(HookKey::Oned(hook)).await.unwrap();
+        assert!(!kept.is_empty() && kept.iter().all(|kept| kept.execution.host.is_some() == remote), "{kept:?}");
+    }
 }
 
 /// What happens while hooks are loaded waits for them, at the start and after a change; a thousand changes cost a few loads.
