@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Deadline, Launched, Launcher, hookbus, ports, wait_until};
+use crate::{Deadline, Hm, HmOptions, Launched, Launcher, hookbus, ports, wait_until};
 
 /// A directory with a configuration, hooks, state and a socket; it outlives the daemons that are started in it.
 #[derive(Debug)]
@@ -155,6 +155,15 @@ impl Home {
     #[must_use]
     pub fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().expect("hookbus can be started")
+    }
+
+    /// A driver that forwards to the daemon.
+    ///
+    /// # Panics
+    /// When it can't be started.
+    #[must_use]
+    pub fn driver(&self) -> Hm {
+        HmOptions::default().arguments(&format!("--forward {}", self.socket().display())).start()
     }
 
     /// The launcher of a daemon, for tests that start it in an unusual way.

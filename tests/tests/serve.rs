@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::process::Command;
 
 use hookbus_tests::tools::Tool;
-use hookbus_tests::{Hm, HmOptions, Home, Peer, PeerOptions, assert_same, events, fixtures, wait_until};
+use hookbus_tests::{HmOptions, Home, Peer, PeerOptions, assert_same, events, fixtures, wait_until};
 use rustix::process::Signal;
 
 fn error_of(output: &std::process::Output) -> String {
@@ -160,7 +160,7 @@ fn a_log_file_that_was_moved_away_is_opened_again() {
 fn a_driver_that_forwards_is_as_good_as_one_that_serves() {
     let home = Home::default();
     let serve = home.serve();
-    let mut hm = forwarding(&home);
+    let mut hm = home.driver();
     let mut subscriber = PeerOptions::new(Tool::Python, "SUB").option("RCVHWM", 0).subscribe(&home.url(), [""]);
     hm.join(&mut [&mut subscriber]);
     let lines = fixtures::event_lines();
@@ -188,7 +188,7 @@ fn a_driver_that_forwards_is_as_good_as_one_that_serves() {
 fn a_driver_that_forwards_keeps_what_the_daemon_has_not_taken() {
     let home = Home::default();
     let serve = home.serve();
-    let mut hm = forwarding(&home);
+    let mut hm = home.driver();
     let batch = |round: u32| -> Vec<u8> {
         (0..200).flat_map(|id| events::vm(id, "ACTIVE", "RUNNING", &format!("round {round}")).line).collect()
     };
@@ -233,7 +233,7 @@ fn a_hook_runs_for_an_event_of_oned() {
     }
     let serve = home.serve();
     let mut results = home.follow("prefix=HOOKBUS+HOOK+");
-    let mut hm = forwarding(&home);
+    let mut hm = home.driver();
     hm.feed(&events::vm(42, "ACTIVE", "PROLOG", "").line);
     hm.feed(&events::vm(42, "ACTIVE", "RUNNING", "").line);
     let mut both = [results.event(), results.event()];
@@ -335,10 +335,6 @@ fn hooks_run_where_run_if_says_yes() {
             if leads { "yes: hooks run here" } else { "no: no hook runs here" }
         ));
     }
-}
-
-fn forwarding(home: &Home) -> Hm {
-    HmOptions::default().arguments(&format!("--forward {}", home.socket().display())).start()
 }
 
 /// Beside a daemon, a driver serves ZeroMQ at its own ports and says why it does no more; afterwards it takes over.

@@ -116,6 +116,15 @@ impl Client {
         whole(self.send(request).await?.into_body()).await
     }
 
+    /// Puts something in the place of what is there.
+    ///
+    /// # Errors
+    /// When there is no daemon, or no success.
+    pub async fn put(&self, path: &str, headers: &[(&str, &str)], body: Bytes) -> Result<Bytes, ClientError> {
+        let request = request(Method::PUT, path, headers, body)?;
+        whole(self.send(request).await?.into_body()).await
+    }
+
     /// Asks for something to be deleted.
     ///
     /// # Errors

@@ -116,9 +116,18 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    /// Where to run, and nothing else.
-    pub(crate) fn of_host(host: Option<String>) -> Facts {
-        Facts { host, ..Facts::default() }
+    /// What is left of an event in the record of a run: where it ran, and its environment.
+    pub(crate) fn recorded(host: Option<String>, environment: &[(String, String)]) -> Facts {
+        let value = |wanted: &str| environment.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
+        Facts {
+            object: value("HOOKBUS_OBJECT").zip(value("HOOKBUS_ID")),
+            state: value("HOOKBUS_STATE"),
+            lcm_state: value("HOOKBUS_LCM_STATE"),
+            prev_state: value("HOOKBUS_PREV_STATE"),
+            name: value("HOOKBUS_NAME"),
+            host: host.or_else(|| value("HOOKBUS_HOST")),
+            ..Facts::default()
+        }
     }
 
     /// What an event of OpenNebula tells.
@@ -266,6 +275,9 @@ mod tests {
             assert_eq!(Arguments::again(&words.text(), "$NAME"), words, "{name:?}");
             assert_eq!(words.input(), format!("do {name} 7 ACTIVE"));
         }
+        let environment = vec![("HOOKBUS_ID".to_owned(), "7".to_owned()), ("HOOKBUS_OBJECT".into(), "VM".into())];
+        let facts = Facts::recorded(Some("h".into()), &environment);
+        assert_eq!((facts.object, facts.host.as_deref()), (Some(("VM".into(), "7".into())), Some("h")));
         assert_eq!(Arguments::again("a 'b c'", "$TEMPLATE"), Arguments::Line("a 'b c'".into()));
         assert_eq!(Facts::default().arguments("$NAME"), Arguments::Words(vec![String::new()]));
     }

@@ -113,6 +113,21 @@ impl CommandLine {
         self
     }
 
+    /// What was added to its environment.
+    pub(crate) fn environment(&self) -> &[(&'static str, String)] {
+        &self.environment
+    }
+
+    /// Why it could not be started now, as far as that can be told from here; what a shell or another host does with it can't.
+    pub(crate) fn obstacle(&self) -> Option<String> {
+        if matches!(self.form, Form::Shell(_)) {
+            return None;
+        }
+        rustix::fs::access(&self.program, rustix::fs::Access::EXEC_OK)
+            .err()
+            .map(|error| self.start_error(&error.into()).replace("Internal error ", ""))
+    }
+
     /// The line as it is recorded.
     pub(crate) fn line(&self) -> &str {
         &self.line

@@ -71,7 +71,7 @@ pub fn load_file(path: &Path) -> (Option<Hook>, Vec<Problem>) {
     };
     match Template::parse(&text) {
         Ok(template) => Hook::from_template(&template, &Origin::File(path.to_owned())),
-        Err(e) => (None, vec![Problem::error(e.what).at(e.at).in_file(path)]),
+        Err(e) => (None, vec![Problem::from(e).in_file(path)]),
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::time::{Duration, Instant, sleep_until};
 
 use crate::arguments::{Facts, want_json};
 use crate::base64;
-use crate::executor::{Again, ExecutorOptions};
+use crate::executor::{Again, Asked, ExecutorOptions};
 use crate::feed::Feed;
 use crate::hook::{Hook, Order};
 use crate::record::{Ending, EventRef, Record};
@@ -44,7 +44,7 @@ pub(crate) struct Dispatcher {
     pub(crate) options: Arc<ExecutorOptions>,
     pub(crate) reports: mpsc::Sender<Arc<Record>>,
     /// What is to run once more because somebody asked for it.
-    pub(crate) again: mpsc::Receiver<Again>,
+    pub(crate) again: mpsc::Receiver<Asked>,
     /// Whether hooks are to run here; nothing until that is known.
     pub(crate) leads: watch::Receiver<Option<bool>>,
     /// True: take no more events.
@@ -80,7 +80,7 @@ enum Next {
     Over(Result<(Id, Over), JoinError>),
     Losses,
     Repeat,
-    Again(Again),
+    Asked(Asked),
     /// Nothing where the subscription has ended.
     Delivery(Option<Delivery<Received>>),
 }
@@ -143,7 +143,7 @@ impl Work {
                 Next::Over(run) => self.over(run),
                 Next::Losses => self.losses.tell(),
                 Next::Repeat => self.repeat(),
-                Next::Again(again) => self.run_again(again),
+                Next::Asked(asked) => self.run_asked(asked),
                 Next::Delivery(Some(Delivery::Message(message))) => {
                     let offset = message.offset();
                     let leads = *self.dispatcher.leads.borrow() != Some(false);
@@ -172,7 +172,7 @@ impl Work {
             Some(run) = running.join_next_with_id(), if !running.is_empty() => Next::Over(run),
             () = losses.due() => Next::Losses,
             () = repeats.due() => Next::Repeat,
-            Some(again) = dispatcher.again.recv(), if !schedule.is_full() => Next::Again(again),
+            Some(asked) = dispatcher.again.recv(), if !schedule.is_full() => Next::Asked(asked),
             delivery = dispatcher.feed.recv(), if taking && has_place => Next::Delivery(delivery),
         }
     }
@@ -186,17 +186,22 @@ impl Work {
         hooks.into_iter().map(run).filter(|(_, run)| run.has_somewhere_to_run()).collect()
     }
 
-    fn run_again(&mut self, again: Again) {
+    fn run_asked(&mut self, asked: Asked) {
+        let (name, event, words) = match asked {
+            Asked::Again(Again { hook, arguments, host, event, environment, retry_of }) => {
+                let event = Event { reference: event, facts: Facts::recorded(host, &environment) };
+                (hook, Arc::new(event), Words::Recorded { arguments, retry_of })
+            }
+            Asked::For { hook, event } => (hook, event, Words::Shown),
+        };
         let active = Arc::clone(&self.dispatcher.active.read());
-        let Some(hook) = active.set.hooks().iter().find(|hook| hook.name == again.hook) else {
-            tracing::warn!(hook = again.hook, "hooks: it is to run again, but isn't there any more");
+        let Some(hook) = active.set.named(&name) else {
+            tracing::warn!(hook = name, "hooks: it is to run again, but isn't there any more");
             return;
         };
         let called = (Arc::clone(hook), active.counters_of(hook));
-        let facts = Facts::of_host(again.host);
-        let event = Arc::new(Event { reference: again.event, facts });
         let gates = gates(hook, &event);
-        let run = self.dispatcher.new_run(called, event, Words::Recorded(again.arguments));
+        let run = self.dispatcher.new_run(called, event, words);
         if run.has_somewhere_to_run() {
             self.schedule.add(gates, run);
         }
@@ -242,7 +247,7 @@ impl Work {
     fn repeat(&mut self) {
         let active = Arc::clone(&self.dispatcher.active.read());
         while let Some((taken, mut run)) = self.repeats.take_due() {
-            match active.set.hooks().iter().find(|hook| hook.name == run.hook.name) {
+            match active.set.named(&run.hook.name) {
                 Some(hook) => {
                     run.hook = Arc::clone(hook);
                     self.schedule.again(taken, run);
@@ -373,18 +378,27 @@ fn look(parser: &mut Parser, message: &Received, active: &Active, options: &Exec
     // The header decides also about hooks that want any event: what they get of it is in the payload.
     let header = (message.tag() == PAYLOAD_BASE64).then(|| parser.event_of(message.payload()));
     let hooks = active.set.matching(message.keys(), header.as_ref());
-    let mut facts = match &header {
-        Some(event) if !hooks.is_empty() => Facts::of(event),
-        _ => Facts::default(),
-    };
-    if hooks.iter().any(|hook| want_json(&hook.arguments)) {
-        facts.json = Some(base64(&options.encoder.structured(message, None)));
-    }
-    let key = message.keys().nth(1).or_else(|| message.keys().next()).unwrap_or_default();
-    let reference = EventRef { id: message.id(), key: String::from_utf8_lossy(key).into_owned(), time: message.time() };
+    let wants_json = hooks.iter().any(|hook| want_json(&hook.arguments));
+    let event = event_for(message, header.as_ref().filter(|_| !hooks.is_empty()), wants_json, options);
     let hooks = hooks.into_iter().map(|hook| {
         let counters = active.counters_of(&hook);
         (hook, counters)
     });
-    (Event { reference, facts }, hooks.collect())
+    (event, hooks.collect())
+}
+
+/// What hooks get of a message, with the event that is in it if it is one of OpenNebula.
+pub(crate) fn event_for(
+    message: &Received,
+    header: Option<&hookbus_bridges::opennebula::Event<'_>>,
+    wants_json: bool,
+    options: &ExecutorOptions,
+) -> Event {
+    let mut facts = header.map(Facts::of).unwrap_or_default();
+    if wants_json {
+        facts.json = Some(base64(&options.encoder.structured(message, None)));
+    }
+    let key = message.keys().nth(1).or_else(|| message.keys().next()).unwrap_or_default();
+    let reference = EventRef { id: message.id(), key: String::from_utf8_lossy(key).into_owned(), time: message.time() };
+    Event { reference, facts }
 }

@@ -27,19 +27,25 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hookbus_bridges::PAYLOAD_BASE64;
 use hookbus_bridges::cloudevents::{Encoder, Sources};
-use hookbus_broker::{Broker, JournalError, Overflow, Start, SubscribeOptions};
+use hookbus_bridges::opennebula::Parser;
+use hookbus_broker::{Broker, JournalError, Overflow, Received, Start, SubscribeOptions};
 use parking_lot::{Mutex, RwLock};
+use serde::Serialize;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use crate::dispatch::Dispatcher;
+use crate::arguments::{Facts, want_json};
+use crate::dispatch::{Dispatcher, Event, event_for};
 use crate::feed::{Feed, Probe};
+use crate::hook::Hook;
 use crate::record::{EventRef, Recorder};
 use crate::report::report;
+use crate::run::command_line;
 pub use crate::run_if::RunIf;
 use crate::run_if::ask;
 use crate::set::HookSet;
@@ -111,6 +117,41 @@ pub struct Again {
     pub host: Option<String>,
     /// The event that it ran for, or the one that asks for it.
     pub event: EventRef,
+    /// What its environment told of the event, as [recorded](crate::Record::environment); empty where that isn't known.
+    pub environment: Vec<(String, String)>,
+    /// Which execution of the same hook is repeated, for the [record](crate::Record::retry_of).
+    pub retry_of: Option<u64>,
+}
+
+/// What somebody wants to run.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// What was recorded.
+    Again(Again),
+    /// A hook, for an event that it is shown.
+    For { hook: String, event: Arc<Event> },
+}
+
+/// What a hook would do for an event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Preview {
+    /// Whether the event makes this hook run.
+    pub matches: bool,
+    /// The event's key; that of the STATE form, where it has several.
+    pub key: String,
+    /// The command line, with the arguments unless they go to standard input.
+    pub command: String,
+    /// The arguments, expanded.
+    pub arguments: String,
+    /// Whether they go to standard input.
+    pub arguments_stdin: bool,
+    /// What its environment would tell of the event.
+    pub environment: Vec<(&'static str, String)>,
+    /// The host that it would run on, for a hook with REMOTE.
+    pub host: Option<String>,
+    /// Why it could not run, where that can be seen now.
+    pub obstacle: Option<String>,
 }
 
 /// Too many runs were asked for and not begun yet.
@@ -129,13 +170,13 @@ pub struct Executor {
     /// Held while hooks are replaced.
     replacing: Mutex<()>,
     probe: Probe,
-    concurrency: usize,
-    again: mpsc::Sender<Again>,
+    options: Arc<ExecutorOptions>,
+    again: mpsc::Sender<Asked>,
     leads: watch::Receiver<Option<bool>>,
     stop_taking: watch::Sender<bool>,
     stop_running: watch::Sender<bool>,
-    dispatcher: JoinHandle<()>,
-    reporter: JoinHandle<()>,
+    /// The dispatcher and the reporter; taken by whoever waits for their end.
+    tasks: Mutex<Option<[JoinHandle<()>; 2]>>,
 }
 
 impl Executor {
@@ -186,18 +227,18 @@ impl Executor {
         let (stop_running, stop_running_receiver) = watch::channel(false);
         let (reports, records) = mpsc::channel(options.concurrency);
         let reporter = tokio::spawn(report(records, broker.clone(), options.recorders.clone()));
-        let concurrency = options.concurrency;
         let all = Arc::clone(&active.read().all);
         let (answer, leads) = watch::channel(options.run_if.is_none().then_some(true));
         if let Some(run_if) = options.run_if.clone() {
             tokio::spawn(ask(run_if, options.base_path.clone().into(), options.kill_grace, answer));
         }
         let (again, asked_for) = mpsc::channel(MOST_ASKED_FOR);
+        let options = Arc::new(options);
         let dispatcher = Dispatcher {
             feed,
             active: Arc::clone(&active),
             all,
-            options: Arc::new(options),
+            options: Arc::clone(&options),
             reports,
             again: asked_for,
             leads: leads.clone(),
@@ -208,13 +249,12 @@ impl Executor {
             active,
             replacing: Mutex::new(()),
             probe,
-            concurrency,
+            options,
             again,
             leads,
             stop_taking,
             stop_running,
-            dispatcher: tokio::spawn(dispatcher.run()),
-            reporter,
+            tasks: Mutex::new(Some([tokio::spawn(dispatcher.run()), reporter])),
         }
     }
 
@@ -235,7 +275,54 @@ impl Executor {
     /// # Errors
     /// When too much was asked for that has not begun yet.
     pub fn run_again(&self, again: Again) -> Result<(), TooManyAgain> {
-        self.again.try_send(again).map_err(|_| TooManyAgain)
+        self.again.try_send(Asked::Again(again)).map_err(|_| TooManyAgain)
+    }
+
+    /// Runs a hook for an event that it is shown, whether or not that makes it run, and where `run_if` says no, too. Nothing is published but the result.
+    ///
+    /// # Errors
+    /// When too much was asked for that has not begun yet.
+    pub fn run_for(&self, hook: &Hook, message: &Received) -> Result<(), TooManyAgain> {
+        let (event, _) = self.shown(hook, message);
+        self.again.try_send(Asked::For { hook: hook.name.clone(), event: Arc::new(event) }).map_err(|_| TooManyAgain)
+    }
+
+    /// What a hook would do for an event. Nothing is executed.
+    pub fn preview(&self, hook: &Hook, message: &Received) -> Preview {
+        let (event, matches) = self.shown(hook, message);
+        let arguments = event.facts.arguments(&hook.arguments);
+        let host = event.facts.host.as_deref().filter(|_| hook.remote);
+        let line = command_line(hook, &arguments, host, &self.options);
+        let obstacle = if hook.remote && host.is_none() {
+            Some("the event names no host, and the hook has REMOTE = yes".to_owned())
+        } else {
+            line.obstacle().filter(|_| !hook.remote)
+        };
+        Preview {
+            matches,
+            command: line.line().to_owned(),
+            arguments: arguments.text(),
+            arguments_stdin: hook.arguments_stdin,
+            environment: event.facts.environment(&event.reference),
+            host: host.map(str::to_owned),
+            obstacle,
+            key: event.reference.key,
+        }
+    }
+
+    /// Why the command of a hook could not run now: it isn't there, or may not be executed. Nothing where that can't be told: a shell or another
+    /// host finds it.
+    pub fn obstacle(&self, hook: &Hook) -> Option<String> {
+        let line = command_line(hook, &Facts::default().arguments(&hook.arguments), None, &self.options);
+        line.obstacle().filter(|_| !hook.remote)
+    }
+
+    fn shown(&self, hook: &Hook, message: &Received) -> (Event, bool) {
+        let mut parser = Parser::new();
+        let header = (message.tag() == PAYLOAD_BASE64).then(|| parser.event_of(message.payload()));
+        let matches = !HookSet::new([hook.clone()]).matching(message.keys(), header.as_ref()).is_empty();
+        let event = event_for(message, header.as_ref(), want_json(&hook.arguments), &self.options);
+        (event, matches)
     }
 
     /// Its counters.
@@ -246,7 +333,7 @@ impl Executor {
             hooks,
             running: active.all.running(),
             leads: *self.leads.borrow(),
-            concurrency: self.concurrency,
+            concurrency: self.options.concurrency,
             durable: self.probe.is_durable(),
             waiting: self.probe.waiting(),
             dropped: self.probe.stats().map_or(0, |stats| stats.dropped),
@@ -255,20 +342,33 @@ impl Executor {
 
     /// Ends it in order: nothing more is queued for it, hooks run for the events that wait until the deadline, then what runs is
     /// ended, and all of it reported. Events that still wait then are told with their number. It returns at the latest about [`kill_grace`](ExecutorOptions::kill_grace) and three seconds after the deadline.
-    pub async fn shutdown(mut self, deadline: Instant) {
+    ///
+    /// What is called a second time returns at once.
+    pub async fn shutdown(&self, deadline: Instant) {
+        let Some([dispatcher, reporter]) = self.tasks.lock().take() else { return };
+        let (mut dispatcher, mut reporter) = (Ending(dispatcher), Ending(reporter));
         if self.probe.is_durable() {
             // What waits is safe where it is.
             self.stop_taking.send_replace(true);
         } else {
             self.probe.handle().close();
         }
-        if timeout_at(deadline, &mut self.dispatcher).await.is_err() {
+        if timeout_at(deadline, &mut dispatcher.0).await.is_err() {
             self.stop_taking.send_replace(true);
             self.stop_running.send_replace(true);
-            let _ = (&mut self.dispatcher).await;
+            let _ = (&mut dispatcher.0).await;
         }
         // It ends when the last run has sent its record.
-        let _ = (&mut self.reporter).await;
+        let _ = (&mut reporter.0).await;
+    }
+}
+
+/// A task that doesn't outlive who waits for its end.
+struct Ending(JoinHandle<()>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -282,7 +382,8 @@ fn subscribe(hooks: &HookSet, options: &ExecutorOptions) -> SubscribeOptions {
 
 impl Drop for Executor {
     fn drop(&mut self) {
-        self.dispatcher.abort();
-        self.reporter.abort();
+        if let Some(tasks) = self.tasks.get_mut() {
+            tasks.iter().for_each(JoinHandle::abort);
+        }
     }
 }

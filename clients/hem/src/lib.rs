@@ -34,7 +34,7 @@
 //!
 //! | file | what is in it |
 //! | --- | --- |
-//! | `template.rs`, `hook.rs`, `states.rs` | what is written in a template; what it means; the names of states |
+//! | `template.rs`, `hook/`, `states.rs` | what is written in a template; what it means; the names of states |
 //! | `directory.rs`, `problem.rs` | a directory of templates, and what is wrong with it |
 //! | `set.rs` | which hooks an event makes run |
 //! | `executor.rs` | start, reload, look at it, shut down; its header has the queues and the guarantees |
@@ -79,7 +79,7 @@ pub mod template;
 mod text;
 
 pub use directory::{Loaded, load, load_file};
-pub use executor::{Again, Executor, ExecutorOptions, RunIf, TooManyAgain};
+pub use executor::{Again, Executor, ExecutorOptions, Preview, RunIf, TooManyAgain};
 pub use hook::{Hook, Object, Order, Origin, Outcome, States, Trigger};
 pub use output::Output;
 pub use problem::{Problem, Severity};

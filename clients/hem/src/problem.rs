@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::template::Position;
+use crate::template::{Position, TemplateError};
 
 /// How grave a [`Problem`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +44,12 @@ impl Problem {
 
     pub(crate) fn in_file(self, path: impl Into<PathBuf>) -> Self {
         Problem { path: Some(path.into()), ..self }
+    }
+}
+
+impl From<TemplateError> for Problem {
+    fn from(error: TemplateError) -> Self {
+        Problem::error(error.what).at(error.at)
     }
 }
 

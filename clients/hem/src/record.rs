@@ -98,6 +98,8 @@ pub struct Record {
     pub attempt: u32,
     /// Whether somebody asked for it to be run again.
     pub by_hand: bool,
+    /// Which execution of the same hook it repeats, where whoever asked for it has said so.
+    pub retry_of: Option<u64>,
     /// When it is repeated, counted from its end. Nothing where it succeeded, and after the last attempt.
     pub repeat_in: Option<Duration>,
     /// When the command was started.
@@ -108,6 +110,8 @@ pub struct Record {
     pub command: String,
     /// The arguments, expanded.
     pub arguments: String,
+    /// What its environment told of the event: names and values.
+    pub environment: Vec<(&'static str, String)>,
     /// How it ended.
     pub ending: Ending,
     /// Whether processes that it left behind held its output open and were ended.
@@ -290,11 +294,13 @@ mod tests {
             host: None,
             attempt: 1,
             by_hand: false,
+            retry_of: None,
             repeat_in: None,
             started: Timestamp::from_millis(1_767_225_600_250).into(),
             duration: Duration::from_millis(1003),
             command: "/x".into(),
             arguments: String::new(),
+            environment: Vec::new(),
             ending,
             left_behind: false,
             stdout: Output::default(),

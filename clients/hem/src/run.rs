@@ -22,7 +22,14 @@ pub(crate) enum Words {
     /// From the hook, with what the event has.
     OfEvent,
     /// From a record: it is run again.
-    Recorded(String),
+    Recorded {
+        /// As recorded.
+        arguments: String,
+        /// The execution that it repeats, among those of its hook.
+        retry_of: Option<u64>,
+    },
+    /// From the hook, for an event that somebody has shown it.
+    Shown,
 }
 
 /// What came of it.
@@ -127,12 +134,17 @@ impl Run {
             event: self.event.reference.clone(),
             host: self.event.facts.host.clone().filter(|_| self.hook.remote),
             attempt: self.attempt,
-            by_hand: matches!(self.words, Words::Recorded(_)),
+            by_hand: !matches!(self.words, Words::OfEvent),
+            retry_of: match self.words {
+                Words::Recorded { retry_of, .. } => retry_of,
+                Words::OfEvent | Words::Shown => None,
+            },
             repeat_in,
             started: finished.started,
             duration: finished.duration,
             command: line.line().to_owned(),
             arguments: arguments.text(),
+            environment: line.environment().to_vec(),
             ending: finished.ending,
             left_behind: finished.left_behind,
             stdout: finished.stdout,
@@ -146,16 +158,29 @@ impl Run {
         let hook = &*self.hook;
         let facts = &self.event.facts;
         let arguments = match &self.words {
-            Words::OfEvent => facts.arguments(&hook.arguments),
-            Words::Recorded(text) => Arguments::again(text, &hook.arguments),
+            Words::OfEvent | Words::Shown => facts.arguments(&hook.arguments),
+            Words::Recorded { arguments, .. } => Arguments::again(arguments, &hook.arguments),
         };
-        let in_line = (!hook.arguments_stdin).then_some(&arguments);
-        let base_path = if hook.remote { &self.options.remote_base_path } else { &self.options.base_path };
-        let line = CommandLine::new(base_path, &hook.command, in_line);
-        let line = match &facts.host {
-            Some(host) if hook.remote => line.on_host(&self.options.ssh, host, hook.arguments_stdin),
-            _ => line,
-        };
-        (line.with_environment(facts.environment(&self.event.reference)), arguments)
+        (
+            command_line(hook, &arguments, facts.host.as_deref(), &self.options)
+                .with_environment(facts.environment(&self.event.reference)),
+            arguments,
+        )
+    }
+}
+
+/// What is executed for a hook with these arguments.
+pub(crate) fn command_line(
+    hook: &Hook,
+    arguments: &Arguments,
+    host: Option<&str>,
+    options: &ExecutorOptions,
+) -> CommandLine {
+    let in_line = (!hook.arguments_stdin).then_some(arguments);
+    let base_path = if hook.remote { &options.remote_base_path } else { &options.base_path };
+    let line = CommandLine::new(base_path, &hook.command, in_line);
+    match host {
+        Some(host) if hook.remote => line.on_host(&options.ssh, host, hook.arguments_stdin),
+        _ => line,
     }
 }

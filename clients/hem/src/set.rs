@@ -7,6 +7,7 @@
 //! Every look-up is by hash, so thousands of hooks cost an event nothing. Prefixes of `event` hooks are looked up once for each
 //! length that occurs.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ type Places = Vec<usize>;
 #[derive(Clone, Debug, Default)]
 pub struct HookSet {
     hooks: Vec<Arc<Hook>>,
+    by_name: HashMap<String, usize>,
     by_call: HashMap<Box<[u8]>, Places>,
     by_state: HashMap<Box<[u8]>, Places>,
     /// By length of the prefix, then by prefix.
@@ -31,12 +33,12 @@ impl HookSet {
     /// A set of these. Of hooks with the same name the first counts.
     pub fn new(hooks: impl IntoIterator<Item = Hook>) -> Self {
         let mut set = HookSet::default();
-        let mut names = BTreeSet::new();
         for hook in hooks {
-            if !names.insert(hook.name.clone()) {
-                continue;
-            }
             let place = set.hooks.len();
+            match set.by_name.entry(hook.name.clone()) {
+                Entry::Vacant(name) => name.insert(place),
+                Entry::Occupied(_) => continue,
+            };
             match &hook.trigger {
                 Trigger::Api { call, .. } => set.by_call.entry(call.as_bytes().into()).or_default().push(place),
                 Trigger::State { object, state, lcm_state } => {
@@ -60,6 +62,11 @@ impl HookSet {
     /// The hooks, in the order in which they were given.
     pub fn hooks(&self) -> &[Arc<Hook>] {
         &self.hooks
+    }
+
+    /// The hook of that name.
+    pub fn named(&self, name: &str) -> Option<&Arc<Hook>> {
+        self.by_name.get(name).map(|&place| &self.hooks[place])
     }
 
     /// What to subscribe to for them.

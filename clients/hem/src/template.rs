@@ -117,6 +117,44 @@ impl Template {
     pub fn get(&self, name: &str) -> Option<&Attribute> {
         self.attributes.iter().find(|attribute| attribute.name == name)
     }
+
+    /// This template with the attributes of another one added; those that both have are the other's.
+    #[must_use]
+    pub fn updated_by(&self, other: &Template) -> Template {
+        let kept = self.attributes.iter().filter(|attribute| other.get(&attribute.name).is_none());
+        Template { attributes: kept.chain(&other.attributes).cloned().collect() }
+    }
+}
+
+/// As OpenNebula prints templates, each attribute on a line of its own. What [`parse`](Template::parse) reads of it is the same, but for a text that
+/// ends with a backslash and can't do without quotes; the grammar has no way to write it.
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Attribute { name, value, .. } in &self.attributes {
+            match value {
+                Value::Text(text) => writeln!(f, "{name}={}", Quoted(text))?,
+                Value::Vector(pairs) => {
+                    let pairs: Vec<_> =
+                        pairs.iter().map(|(name, text)| format!("\n  {name}={}", Quoted(text))).collect();
+                    writeln!(f, "{name}=[{} ]", pairs.join(","))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Quoted<'a>(&'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0;
+        let is_plain = |c: char| !matches!(c, '"' | '#' | '\n' | '$' | ',' | ']') && !is_blank(c);
+        if text.ends_with('\\') && text.chars().all(is_plain) {
+            return f.write_str(text);
+        }
+        write!(f, "\"{}\"", text.replace('"', "\\\"").replace("\\$", "\\\\$"))
+    }
 }
 
 struct Reader<'a> {
@@ -385,6 +423,23 @@ mod tests {
         #[test]
         fn any_text_is_survived(text in "[A-C =\\[\\],\"#$\\\\\n\r\té]{0,60}") {
             let _ = Template::parse(&text);
+        }
+
+        /// So that a template that was taken apart can be kept as text.
+        #[test]
+        fn what_is_printed_is_read_back(
+            text in "[A-C =\\[\\],\"#$\\\\\n\r\té]{0,40}[^\\\\]",
+            inner in "[A-C =\\[\\],\"#$\\\\\n]{0,40}[^\\\\]",
+        ) {
+            let template = Template::from_values([
+                ("A", Value::Text(text)),
+                ("V", Value::Vector(vec![("B".into(), inner), ("C".into(), "c\\".into())])),
+            ]);
+            let read = Template::parse(&template.to_string()).unwrap();
+            let values = |template: &Template| {
+                template.attributes().iter().map(|a| (a.name.clone(), a.value.clone())).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(values(&read), values(&template));
         }
 
         /// What is quoted comes out as it went in.

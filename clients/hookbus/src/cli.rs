@@ -12,6 +12,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use crate::cursor::CursorCommand;
 use crate::dlq::DlqCommand;
 use crate::hm::args::{HmArgs, Words};
+use crate::hook::HookCommand;
 use crate::log::Format;
 use crate::one::OneCommand;
 use crate::publish::PublishArgs;
@@ -78,6 +79,9 @@ enum Command {
     /// Look at where durable subscribers stand in the journal
     #[command(subcommand)]
     Cursor(CursorCommand),
+    /// Create, look at and try hooks, and see what came of them
+    #[command(subcommand)]
+    Hook(Box<HookCommand>),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -140,6 +144,8 @@ pub(crate) enum Invocation {
     Dlq(GlobalArgs, DlqCommand),
     /// Look at cursors.
     Cursor(GlobalArgs, CursorCommand),
+    /// Manage hooks. (In a box: it has many options.)
+    Hook(GlobalArgs, Box<HookCommand>),
     /// Look at the configuration.
     Config(GlobalArgs, ConfigCommand),
     /// Change OpenNebula's configuration.
@@ -171,6 +177,7 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Invocation, clap::Error> {
         Command::Status(args) => Invocation::Status(cli.global, args),
         Command::Dlq(command) => Invocation::Dlq(cli.global, command),
         Command::Cursor(command) => Invocation::Cursor(cli.global, command),
+        Command::Hook(command) => Invocation::Hook(cli.global, command),
         Command::Config(command) => Invocation::Config(cli.global, command),
         Command::One(command) => Invocation::One(cli.global, command),
         Command::Completions { shell } => Invocation::Completions(completions(shell)),

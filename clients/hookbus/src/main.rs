@@ -12,6 +12,7 @@ mod demo;
 mod dlq;
 mod forward;
 mod hm;
+mod hook;
 mod listing;
 mod log;
 mod one;
@@ -27,6 +28,12 @@ use std::process::ExitCode;
 
 use cli::{ConfigCommand, Invocation};
 
+/// Bytes as base64, without line breaks.
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    use ::base64::Engine as _;
+    ::base64::prelude::BASE64_STANDARD.encode(bytes)
+}
+
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os().collect()) {
         Ok(Invocation::Hm(words)) => hm::run(words),
@@ -39,6 +46,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Config(global, ConfigCommand::Show)) => config::command::show(global.config.as_deref()),
         Ok(Invocation::Dlq(global, command)) => dlq::run(&global, command),
         Ok(Invocation::Cursor(global, command)) => cursor::run(&global, command),
+        Ok(Invocation::Hook(global, command)) => hook::run(&global, *command),
         Ok(Invocation::One(global, command)) => one::run(&global, &command),
         Ok(Invocation::Completions(script)) => config::command::printed(&script, 0),
         Err(e) => {

@@ -208,15 +208,21 @@ fn hooks(hooks: &Value, text: &mut String) {
         return;
     }
     let all = list(&hooks["hooks"]);
-    let _ = writeln!(
-        text,
-        "{DIM}{:<10}{DIM:#}{} from {}; {} of {} running",
-        "hooks",
-        all.len(),
-        string(&hooks["dir"]),
-        hooks["running"],
-        hooks["concurrency"]
-    );
+    let trouble = hooks["store"]["trouble"].as_str();
+    let dir = hooks["dir"].as_str();
+    if all.is_empty() && trouble.is_none() && dir.is_none() {
+        return;
+    }
+    let of_files = all.iter().filter(|hook| !hook["file"].is_null()).count();
+    let from = match dir {
+        Some(dir) => format!("{of_files} from {dir}, {} from the store", all.len() - of_files),
+        None => "from the store".into(),
+    };
+    let (running, concurrency) = (&hooks["running"], &hooks["concurrency"]);
+    let _ = writeln!(text, "{DIM}{:<10}{DIM:#}{}: {from}; {running} of {concurrency} running", "hooks", all.len());
+    if let Some(trouble) = trouble {
+        let _ = writeln!(text, "{BAD}{trouble}{BAD:#}");
+    }
     if hooks["leads"] == false {
         let _ = writeln!(text, "{SLOW}no hook runs here: run_if says no{SLOW:#}");
     }

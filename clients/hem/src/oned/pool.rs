@@ -40,6 +40,8 @@ pub struct PoolHook {
     pub locked: bool,
     /// All attributes, NAME and TYPE first, as oned has them.
     pub template: Template,
+    /// The same, written so that it means to hookbus what it means to OpenNebula.
+    pub as_ours: Template,
     /// What is executed, unless an error is among the problems.
     pub hook: Option<Hook>,
     /// What there is to say about it.
@@ -135,7 +137,7 @@ impl PoolHook {
         let below = element.child("TEMPLATE").into_iter().flat_map(|template| template.children());
         let attributes = below.map(|attribute| (attribute_name(attribute), value(attribute)));
         let template = Template::from_values(head.into_iter().chain(attributes));
-        let (hook, problems) = read(id, &template);
+        let (as_ours, hook, problems) = read(id, &template);
         let of_hook = |problem: Problem| Problem {
             // There is no text with places: that of the template is only known to whoever wrote it.
             at: None,
@@ -144,7 +146,7 @@ impl PoolHook {
         };
         let problems = problems.into_iter().map(of_hook).collect();
         let locked = element.child("LOCK").is_some();
-        Ok(PoolHook { id, name, locked, template, hook, problems })
+        Ok(PoolHook { id, name, locked, template, as_ours, hook, problems })
     }
 }
 
@@ -178,8 +180,8 @@ fn value(attribute: Element<'_>) -> Value {
     Value::Vector(below.map(|inner| (attribute_name(inner).to_uppercase(), text(inner))).collect())
 }
 
-/// The hook that a template of oned means to OpenNebula's executor.
-fn read(id: i64, template: &Template) -> (Option<Hook>, Vec<Problem>) {
+/// What a template of oned means to OpenNebula's executor: as a template of ours, and as a hook.
+fn read(id: i64, template: &Template) -> (Template, Option<Hook>, Vec<Problem>) {
     let mut problems = Vec::new();
     let first = |name: &str| match template.get(name).map(|attribute| &attribute.value) {
         Some(Value::Text(text)) => Some(text.trim()),
@@ -188,7 +190,7 @@ fn read(id: i64, template: &Template) -> (Option<Hook>, Vec<Problem>) {
     let kind = first("TYPE").unwrap_or_default();
     if !["api", "state"].iter().any(|known| kind.eq_ignore_ascii_case(known)) {
         let what = format!("TYPE = {} is unknown; hooks of oned have api or state", shown(kind));
-        return (None, vec![Problem::error(what)]);
+        return (template.clone(), None, vec![Problem::error(what)]);
     }
     let mut seen = HashSet::new();
     let mut attributes = Vec::new();
@@ -211,9 +213,10 @@ fn read(id: i64, template: &Template) -> (Option<Hook>, Vec<Problem>) {
         };
         attributes.push((attribute.name.clone(), value));
     }
-    let (hook, more) = Hook::from_template(&Template::from_values(attributes), &Origin::Oned { id });
+    let as_ours = Template::from_values(attributes);
+    let (hook, more) = Hook::from_template(&as_ours, &Origin::Oned { id });
     problems.extend(more);
-    (hook, problems)
+    (as_ours, hook, problems)
 }
 
 fn stdin(given: &str, problems: &mut Vec<Problem>) -> bool {

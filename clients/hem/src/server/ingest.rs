@@ -281,7 +281,14 @@ impl Ingest {
             key: RETRY_KEY.to_owned(),
             time: SystemTime::now().into(),
         };
-        let again = Again { hook: hook.clone(), arguments: retry.arguments, host: retry.remote_host, event };
+        let again = Again {
+            hook: hook.clone(),
+            arguments: retry.arguments,
+            host: retry.remote_host,
+            event,
+            environment: Vec::new(),
+            retry_of: None,
+        };
         if let Err(e) = self.executor.run_again(again) {
             tracing::error!("hook {} does not run again: {e}", retry.hook_id);
         }

@@ -47,12 +47,14 @@ pub struct Execution {
     pub host: Option<String>,
     /// The event that made it run; an operator may have done so without one.
     pub event: Option<EventRef>,
+    /// What its environment told of the event: names and values.
+    pub environment: Vec<(String, String)>,
     /// Which execution of the same hook it repeats.
     pub retry_of: Option<ExecutionId>,
 }
 
 impl Execution {
-    /// What a [`Record`] knows of it: one that repeats none.
+    /// What a [`Record`] knows of it.
     pub fn of_record(hook: HookKey, record: &Record) -> Self {
         Execution {
             hook,
@@ -68,7 +70,8 @@ impl Execution {
             stderr: record.stderr.clone(),
             host: record.host.clone(),
             event: Some(record.event.clone()),
-            retry_of: None,
+            environment: record.environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+            retry_of: record.retry_of.map(ExecutionId::new),
         }
     }
 
@@ -80,8 +83,13 @@ impl Execution {
             + words_bytes(self.words.as_deref())
             + output(&self.stdout)
             + output(&self.stderr)
+            + environment_bytes(&self.environment)
             + self.event.as_ref().map_or(0, |event| event.key.len())
     }
+}
+
+pub(super) fn environment_bytes(environment: &[(String, String)]) -> usize {
+    environment.iter().map(|(name, value)| name.len() + value.len() + 16).sum()
 }
 
 pub(super) fn words_bytes(words: Option<&[String]>) -> usize {
@@ -151,8 +159,8 @@ pub(super) fn insert(
         .prepare_cached(
             "INSERT INTO executions (log, id, hook_name, started_ms, duration_us, ending, ending_number, left_behind, \
              retry_of, host, event_log, event_offset, event_time_ms, event_key, stdout_cut_bytes, stderr_cut_bytes, \
-             command, arguments, words, stdout_head, stdout_tail, stderr_head, stderr_tail) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             command, arguments, words, environment, stdout_head, stdout_tail, stderr_head, stderr_tail) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?
         .execute(params![
             log,
@@ -174,6 +182,7 @@ pub(super) fn insert(
             execution.command,
             execution.arguments,
             words_to_sql(execution.words.as_deref()),
+            to_json(&execution.environment),
             execution.stdout.head,
             execution.stdout.tail,
             execution.stderr.head,
@@ -277,7 +286,7 @@ pub(super) fn log(connection: &Connection, filter: &LogFilter) -> rusqlite::Resu
 
 const SELECT: &str = "SELECT hook, hook_name, id, started_ms, duration_us, ending, ending_number, host, retry_of, left_behind, \
     event_log, event_offset, event_time_ms, event_key, command, arguments, words, stdout_head, stdout_cut_bytes, stdout_tail, \
-    stderr_head, stderr_cut_bytes, stderr_tail FROM executions JOIN logs ON log = number";
+    stderr_head, stderr_cut_bytes, stderr_tail, environment FROM executions JOIN logs ON log = number";
 
 fn of_row(row: &Row<'_>) -> rusqlite::Result<StoredExecution> {
     let output = |first: usize| -> rusqlite::Result<Output> {
@@ -287,7 +296,9 @@ fn of_row(row: &Row<'_>) -> rusqlite::Result<StoredExecution> {
             tail: row.get(first + 2)?,
         })
     };
+    let environment: String = row.get(23)?;
     let execution = Execution {
+        environment: of_json(&environment, 23)?,
         hook: hook_of(row, 0)?,
         hook_name: row.get(1)?,
         started: time(row.get(3)?),

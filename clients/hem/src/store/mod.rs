@@ -43,7 +43,7 @@
 //!
 //! # What blocks
 //!
-//! [`Store::open`] alone. Everything else is for asynchronous code; what reads needs to be called on a tokio runtime.
+//! [`Store::open`] and [`Store::hooks_blocking`]. Everything else is for asynchronous code; what reads needs to be called on a tokio runtime.
 //!
 //! ```
 //! use hookbus_hem::store::{Store, StoreOptions};
@@ -312,6 +312,14 @@ impl Store {
     /// When the file can't be read.
     pub async fn hooks(&self) -> Result<Vec<StoredHook>, StoreError> {
         self.read(hook::all).await
+    }
+
+    /// The same on this thread, which waits for the disk: for a start.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn hooks_blocking(&self) -> Result<Vec<StoredHook>, StoreError> {
+        self.inner.readers.read_blocking(hook::all)
     }
 
     /// One hook, if there is one.

@@ -44,23 +44,18 @@ impl Readers {
         let (path, idle, busy_timeout) = (Arc::clone(&self.path), Arc::clone(&self.idle), self.busy_timeout);
         let work = move || {
             let _place = place;
-            let connection = match &mut *idle.lock() {
-                None => return Err(StoreError::Closed),
-                Some(connections) => connections.pop(),
-            };
-            let connection = match connection {
-                Some(connection) => connection,
-                None => schema::connect_reader(&path, busy_timeout)?,
-            };
-            // After an error the connection is closed, and another one opened for the next query.
-            let found = query(&connection).map_err(|error| StoreError::failed(&path, "read", error))?;
-            if let Some(connections) = &mut *idle.lock() {
-                connections.push(connection);
-            }
-            Ok(found)
+            run(&path, &idle, busy_timeout, query)
         };
         // Only a panic of the query, or the end of the runtime, keeps it from answering.
         tokio::task::spawn_blocking(work).await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Runs a query on this thread.
+    pub(super) fn read_blocking<R>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<R>,
+    ) -> Result<R, StoreError> {
+        run(&self.path, &self.idle, self.busy_timeout, query)
     }
 
     /// Ends it for new queries. Those that run go on.
@@ -68,4 +63,26 @@ impl Readers {
         let connections = self.idle.lock().take();
         drop(connections);
     }
+}
+
+fn run<R>(
+    path: &Arc<Path>,
+    idle: &Mutex<Option<Vec<Connection>>>,
+    busy_timeout: Duration,
+    query: impl FnOnce(&Connection) -> rusqlite::Result<R>,
+) -> Result<R, StoreError> {
+    let connection = match &mut *idle.lock() {
+        None => return Err(StoreError::Closed),
+        Some(connections) => connections.pop(),
+    };
+    let connection = match connection {
+        Some(connection) => connection,
+        None => schema::connect_reader(path, busy_timeout)?,
+    };
+    // After an error the connection is closed, and another one opened for the next query.
+    let found = query(&connection).map_err(|error| StoreError::failed(path, "read", error))?;
+    if let Some(connections) = &mut *idle.lock() {
+        connections.push(connection);
+    }
+    Ok(found)
 }

@@ -4,7 +4,9 @@
 use hookbus_broker::Timestamp;
 use rusqlite::{Connection, Row, params};
 
-use super::execution::{EventColumns, event_of, hook_of, of_json, to_json, words_bytes, words_of, words_to_sql};
+use super::execution::{
+    EventColumns, environment_bytes, event_of, hook_of, of_json, to_json, words_bytes, words_of, words_to_sql,
+};
 use super::hook::{millis, time};
 use super::id::{ExecutionId, HookKey, RetryId};
 use crate::record::EventRef;
@@ -38,7 +40,7 @@ impl Retry {
     pub(super) fn size_bytes(&self) -> usize {
         512 + self.arguments.len()
             + words_bytes(self.words.as_deref())
-            + self.environment.iter().map(|(name, value)| name.len() + value.len() + 16).sum::<usize>()
+            + environment_bytes(&self.environment)
             + self.event.as_ref().map_or(0, |event| event.key.len())
     }
 }

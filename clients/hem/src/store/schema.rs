@@ -84,6 +84,7 @@ const LAYOUT: &str = "
         command TEXT NOT NULL,
         arguments TEXT NOT NULL,
         words TEXT,
+        environment TEXT NOT NULL,
         stdout_head BLOB NOT NULL,
         stdout_tail BLOB NOT NULL,
         stderr_head BLOB NOT NULL,

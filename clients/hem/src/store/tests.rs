@@ -48,6 +48,7 @@ fn execution(hook: &HookKey, started_ms: u64, ending: Ending) -> Execution {
         stderr: Output::default(),
         host: None,
         event: None,
+        environment: vec![("HOOKBUS_ID".into(), "7".into())],
         retry_of: None,
     }
 }

@@ -867,11 +867,14 @@ fn a_record_is_run_again() {
             arguments: record.arguments.clone(),
             host: None,
             event: record.event.clone(),
+            environment: record.environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+            retry_of: Some(7),
         };
         executor.run_again(again("gone")).expect("there is room");
         executor.run_again(again("named")).expect("there is room");
         let second = rig.record().await;
         assert!(second.by_hand);
+        assert_eq!((second.retry_of, &second.environment), (Some(7), &record.environment));
         assert_eq!(second.stdout.text(), "$(id); 'a  b'|x|");
         assert_eq!((&second.stdout, &second.command, &second.event), (&record.stdout, &record.command, &record.event));
         executor.shutdown(soon()).await;

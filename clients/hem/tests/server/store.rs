@@ -51,6 +51,7 @@ fn execution(arguments: String) -> Execution {
         stderr: Output::default(),
         host: None,
         event: None,
+        environment: Vec::new(),
         retry_of: None,
     }
 }

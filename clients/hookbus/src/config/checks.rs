@@ -25,12 +25,6 @@ pub(super) fn check(config: &mut Config, reader: &mut Reader<'_>) {
             "http.token_file has no effect: on TCP this version has only health and metrics, which need no token";
         reader.warn(place, what.into());
     }
-    if let (Some(place), None) = (reader.at("hooks.run_if"), &config.hooks.dir) {
-        reader.warn(place, "hooks.run_if has no effect without hooks: set hooks.dir".into());
-    }
-    if let Some(place) = reader.at("hooks.log_retention") {
-        reader.warn(place, "`hooks.log_retention` has no effect: this version of hookbus doesn't have it yet".into());
-    }
     same_client_id(config, reader);
     journal(config, reader);
 }

@@ -126,7 +126,10 @@ pub(crate) struct HooksConfig {
     #[serde(deserialize_with = "at_least_one")]
     pub(crate) concurrency: usize,
     /// How many executions are kept for each hook.
+    #[serde(deserialize_with = "at_least_one")]
     pub(crate) log_retention: usize,
+    /// How long, at the most; 0 is for ever.
+    pub(crate) log_max_age: Period,
     /// What is kept of standard output, and of standard error.
     pub(crate) output_max_bytes: ByteSize,
     /// A command that is asked every 5 s; hooks run only while it exits 0.
@@ -147,6 +150,7 @@ impl Default for HooksConfig {
             remote_base_path: "/var/tmp/one/hooks".into(),
             concurrency: 10,
             log_retention: 20,
+            log_max_age: Period::ZERO,
             output_max_bytes: ByteSize::mib(1),
             run_if: None,
             hwm: 100_000,

@@ -14,7 +14,7 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use super::State;
-use super::hooks::Hooks;
+use super::hooks::{self, Hooks};
 use super::routes;
 use super::socket::{SocketError, SocketFile};
 use crate::config::default_sockets;
@@ -59,7 +59,7 @@ impl Http {
             state.broker.clone(),
             encoder,
             daemon,
-            state.forwarded.routes().merge(routes::routes(state)),
+            state.forwarded.routes().merge(routes::routes(state)).merge(hooks::routes(state)),
             options,
         );
         // TCP first: the socket's file appears when everything else is there.
@@ -138,7 +138,7 @@ impl http::Daemon for State {
         encode_counter(encoder, "hookbus_forwarded_lost", "Events that a forwarding driver had no room for", lost)?;
         self.collect_journal(encoder)?;
         self.collect_bridges(encoder)?;
-        let Some(hooks) = self.parts.lock().hooks.as_ref().map(Hooks::counters) else { return Ok(()) };
+        let Some(hooks) = self.parts.lock().hooks.as_deref().map(Hooks::counters) else { return Ok(()) };
         let running = [(&[][..], hooks.running as f64)];
         encode_gauge(encoder, "hookbus_hooks_running", "Hooks that run now", running)?;
         // Hooks are few, and their names come from the operator.

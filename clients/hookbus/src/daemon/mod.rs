@@ -110,7 +110,7 @@ struct Parts {
     state_dir: Option<PathBuf>,
     socket: Option<PathBuf>,
     listen: Vec<SocketAddr>,
-    hooks: Option<Hooks>,
+    hooks: Option<Arc<Hooks>>,
     journal: Option<JournalState>,
     bridges: Option<Bridges>,
     sources: Sources,
@@ -251,7 +251,7 @@ impl Daemon {
 /// How long the journal may take to be closed when everything else has used up its time.
 const LAST_WRITE: Duration = Duration::from_millis(500);
 
-/// See [`Daemon::own`]: hooks and HTTP.
+/// See [`Daemon::own`]: hooks and HTTP. It blocks: hooks are in a file.
 pub(crate) fn own(
     state: &Arc<State>,
     state_dir: Option<StateDir>,
@@ -262,11 +262,11 @@ pub(crate) fn own(
     let runtime = reads.then(runtime).transpose()?;
     let entered = runtime.as_ref().map(Runtime::enter);
     let http = Http::start(state, activated)?;
-    // Hooks that read from the journal begin when it is open.
     drop(entered);
+    state.parts.lock().state_dir = state_dir.as_ref().map(|dir| dir.path().to_owned());
+    // Hooks that read from the journal begin when it is open.
     let hooks = (!hooks_wait_for_journal(config)).then(|| start_hooks(state)).flatten();
     let mut parts = state.parts.lock();
-    parts.state_dir = state_dir.as_ref().map(|dir| dir.path().to_owned());
     parts.socket = http.socket();
     parts.listen = http.listen();
     parts.hooks = hooks;
@@ -277,8 +277,10 @@ fn hooks_wait_for_journal(config: &Config) -> bool {
     config.hooks.overflow == Overflow::Spill && config.journal.enabled
 }
 
-fn start_hooks(state: &State) -> Option<Hooks> {
-    Hooks::start(&state.broker, &state.config.hooks, &state.encoder, state.role.kill_grace())
+fn start_hooks(state: &State) -> Option<Arc<Hooks>> {
+    let state_dir = state.parts.lock().state_dir.clone();
+    let kill_grace = state.role.kill_grace();
+    Hooks::start(&state.broker, &state.config.hooks, state_dir.as_deref(), &state.encoder, kill_grace).map(Arc::new)
 }
 
 /// Opens the journal, where there is to be one; `directory` is the state directory. It blocks. What is published before is kept for it.
@@ -332,9 +334,10 @@ impl State {
 
     /// Reads the template files again. What is wrong with one is logged, and it keeps its old content out; the others go on.
     pub(crate) fn reload_hooks(&self) {
-        match &self.parts.lock().hooks {
+        let hooks = self.parts.lock().hooks.clone();
+        match hooks {
             Some(hooks) => hooks.reload(),
-            None => tracing::info!("hooks: there is no [hooks] dir to be read again"),
+            None => tracing::info!("hooks: they don't run yet, and are read when they do"),
         }
     }
 
@@ -400,7 +403,7 @@ impl State {
             "sources": parts.sources.status(),
             "bridges": parts.bridges.as_ref().map(Bridges::shown).unwrap_or_default(),
             "subscribers": subscribers,
-            "hooks": parts.hooks.as_ref().map(Hooks::status),
+            "hooks": parts.hooks.as_deref().map(Hooks::status),
         })
     }
 

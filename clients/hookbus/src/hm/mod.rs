@@ -54,7 +54,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::config::{Config, Problem, Reading, Severity, default_state_dirs};
-use crate::daemon::{self, Daemon, Owned, Results, Role, StateDir, StateDirError};
+use crate::daemon::{self, Daemon, HttpError, Owned, Results, Role, StateDir, StateDirError};
 use crate::log;
 use crate::process::{self, Signals};
 use crate::writer::{Descriptor, Writer};
@@ -317,7 +317,10 @@ async fn take_over(state: std::sync::Arc<daemon::State>) -> Owned {
             }
         };
         let directory = state_dir.as_ref().map(|dir| dir.path().to_owned());
-        match daemon::own(&state, state_dir, None) {
+        // The store of hooks is opened, which waits for a disk.
+        let owning = std::sync::Arc::clone(&state);
+        let owned = tokio::task::spawn_blocking(move || daemon::own(&owning, state_dir, None)).await;
+        match owned.map_err(|e| HttpError::Runtime(std::io::Error::other(e))).flatten() {
             Ok(owned) => {
                 tokio::spawn(start_bridges(state, directory, owned.runtime()));
                 return owned;

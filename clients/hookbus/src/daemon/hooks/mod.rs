@@ -1,0 +1,264 @@
+//! Hooks of the daemon: those of template files and those of the store, and the executor that runs both.
+//!
+//! ```text
+//! [hooks] dir ── at the start, on SIGHUP ─▶ files ─╮
+//! hooks.db ───── at the start, each change ▶ store ┴▶ HookSet ─▶ Executor ─▶ records ─▶ hooks.db, HOOKBUS HOOK ...
+//!     ▲                                                             ▲
+//!     ╰──── create, update, ... (routes.rs) ──── retry, test ───────╯
+//! ```
+//!
+//! A hook of the store is `hookbus hook`'s to change, a file is its owner's. A name is one hook's: where a file takes a name that the store
+//! has, the store's hook runs, and the file is told of as any other mistake.
+//!
+//! With `overflow = "spill"` the executor has a cursor in the journal: events that come while the daemon is down are for it, too.
+//!
+//! # What may be lost
+//!
+//! Nothing of what was answered: a change of a hook is flushed to the disk before it is acknowledged. A store that can't be opened (its file is
+//! damaged, say) costs its hooks and the log of executions, which is told loudly; template files run without it.
+
+mod event;
+mod log;
+mod routes;
+mod view;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hookbus_bridges::cloudevents::Encoder;
+use hookbus_broker::Broker;
+use hookbus_hem::store::{HookKey, Store, StoreOptions, StoredHook};
+use hookbus_hem::template::Template;
+use hookbus_hem::{Executor, ExecutorOptions, ExecutorStatus, Hook, HookSet, Origin, Problem, RunIf, Severity};
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use self::log::HookLog;
+pub(super) use self::routes::routes;
+use crate::config::{HooksConfig, Overflow};
+
+/// The executor's cursor in the journal.
+const CURSOR: &str = "hooks";
+
+/// How long the store may take at the end to write what is left.
+const LAST_WRITE: Duration = Duration::from_secs(2);
+
+/// The executor and where its hooks come from.
+pub(crate) struct Hooks {
+    dir: Option<PathBuf>,
+    /// Why there is none, if there is none.
+    store: Result<Store, String>,
+    executor: Executor,
+    sources: Mutex<Sources>,
+    /// Held while a hook of the store is changed, so that the executor gets changes in their order.
+    changing: tokio::sync::Mutex<()>,
+}
+
+/// The hooks, by where they come from.
+#[derive(Default)]
+struct Sources {
+    files: Vec<Hook>,
+    stored: BTreeMap<u64, Hook>,
+}
+
+impl Sources {
+    /// Those of the store come first: their names are theirs.
+    fn set(&self) -> HookSet {
+        HookSet::new(self.stored.values().chain(&self.files).cloned())
+    }
+
+    fn tell_names_that_are_taken(&self) {
+        let taken = |file: &&Hook| self.stored.values().any(|stored| stored.name == file.name);
+        for file in self.files.iter().filter(taken) {
+            let path = file.origin.path().unwrap_or(Path::new("a file")).display();
+            tracing::error!("hook: {path}: NAME = {} is that of a hook in the store; this one does not run", file.name);
+        }
+    }
+}
+
+impl Hooks {
+    /// Reads the hooks and executes them from now on; nothing where the executor can't be had, which is told. `state_dir` is where the store
+    /// is. Between TERM and KILL hooks have `kill_grace`. It blocks: the store is a file.
+    pub(crate) fn start(
+        broker: &Broker,
+        config: &HooksConfig,
+        state_dir: Option<&Path>,
+        encoder: &Encoder,
+        kill_grace: Duration,
+    ) -> Option<Self> {
+        let store = open(config, state_dir);
+        let sources = Sources {
+            files: config.dir.as_deref().and_then(read_files).unwrap_or_default(),
+            stored: store.as_ref().ok().and_then(read_store).unwrap_or_default(),
+        };
+        sources.tell_names_that_are_taken();
+        let mut options = ExecutorOptions::default();
+        options.base_path.clone_from(&config.base_path);
+        options.concurrency = config.concurrency;
+        options.output_max_bytes = config.output_max_bytes.bytes();
+        options.hwm = config.hwm;
+        options.hwm_bytes = config.hwm_bytes.bytes();
+        options.kill_grace = kill_grace;
+        options.overflow = config.overflow.policy();
+        options.remote_base_path.clone_from(&config.remote_base_path);
+        options.run_if = config.run_if.as_ref().map(RunIf::new);
+        options.encoder = encoder.clone();
+        if let Ok(store) = &store {
+            options.recorders.push(std::sync::Arc::new(HookLog::new(store.clone())));
+        }
+        let executor = if config.overflow == Overflow::Spill && broker.journal().is_some() {
+            match Executor::start_durable(broker, sources.set(), options, CURSOR) {
+                Ok(executor) => executor,
+                Err(e) => {
+                    tracing::error!("hooks: they can't be run: {e}");
+                    return None;
+                }
+            }
+        } else {
+            Executor::start(broker, sources.set(), options)
+        };
+        let (sources, changing) = (Mutex::new(sources), tokio::sync::Mutex::default());
+        Some(Hooks { dir: config.dir.clone(), store, executor, sources, changing })
+    }
+
+    /// Reads the directory again. Executions under way go on. Where it can't be read, the hooks that there are stay.
+    pub(crate) fn reload(&self) {
+        let Some(dir) = &self.dir else {
+            tracing::info!("hooks: there is no [hooks] dir to be read again");
+            return;
+        };
+        let Some(files) = read_files(dir) else {
+            tracing::error!("hooks: {} cannot be read now; the hooks stay as they are", dir.display());
+            return;
+        };
+        let mut sources = self.sources.lock();
+        sources.files = files;
+        sources.tell_names_that_are_taken();
+        self.executor.replace(sources.set());
+    }
+
+    /// Has the executor run a hook of the store as it is now; nothing of it where it is none any more.
+    fn put(&self, id: u64, hook: Option<Hook>) {
+        let mut sources = self.sources.lock();
+        match hook {
+            Some(hook) => sources.stored.insert(id, hook),
+            None => sources.stored.remove(&id),
+        };
+        self.executor.replace(sources.set());
+    }
+
+    /// For listings.
+    pub(crate) fn status(&self) -> Value {
+        let status: ExecutorStatus = self.executor.status();
+        let mut value = serde_json::to_value(&status).unwrap_or_default();
+        value["dir"] = self.dir.as_ref().map(|dir| dir.to_string_lossy()).into();
+        value["store"] = match &self.store {
+            Ok(store) => {
+                let status = store.status();
+                serde_json::json!({
+                    "file": status.path,
+                    "executions": status.executions,
+                    "waiting": status.queued,
+                    "dropped": status.dropped,
+                    "trouble": status.trouble.map(|trouble| trouble.error),
+                })
+            }
+            Err(why) => serde_json::json!({ "trouble": why }),
+        };
+        value
+    }
+
+    /// Counters, for metrics.
+    pub(crate) fn counters(&self) -> ExecutorStatus {
+        self.executor.status()
+    }
+
+    /// Ends the executor; hooks that still run at the deadline are ended, too.
+    pub(crate) async fn shut_down(&self, deadline: Instant) {
+        self.executor.shutdown(deadline).await;
+        if let Ok(store) = &self.store {
+            let lost = store.close(LAST_WRITE).await;
+            if lost > 0 {
+                tracing::error!("hooks: {lost} records of executions could not be written down");
+            }
+        }
+    }
+}
+
+fn open(config: &HooksConfig, state_dir: Option<&Path>) -> Result<Store, String> {
+    let Some(state_dir) = state_dir else {
+        return Err("there is no state directory to keep hooks in; set `state_dir`".into());
+    };
+    let mut options = StoreOptions::default();
+    options.log_retention = config.log_retention;
+    options.max_age = Some(config.log_max_age.duration()).filter(|age| !age.is_zero());
+    Store::open(state_dir, options).map_err(|e| {
+        tracing::error!(
+            "hooks: {e}. Until then there is no `hookbus hook` and no log of executions; hooks of files run"
+        );
+        e.to_string()
+    })
+}
+
+/// The hooks of a directory that are right; nothing where it can't be read. What is wrong is told; one broken template is no
+/// reason to do without the others.
+fn read_files(dir: &Path) -> Option<Vec<Hook>> {
+    let loaded = hookbus_hem::load(dir);
+    for problem in &loaded.problems {
+        match problem.severity {
+            Severity::Error if loaded.unreadable => tracing::error!("hooks: {problem}"),
+            Severity::Error => tracing::error!("hook: {problem}; it is not loaded, the others are"),
+            Severity::Warning => tracing::warn!("hook: {problem}"),
+        }
+    }
+    if loaded.unreadable {
+        return None;
+    }
+    tracing::info!("hooks: {} loaded from {}, {} not", loaded.hooks.len(), dir.display(), loaded.errors());
+    Some(loaded.hooks)
+}
+
+/// The hooks of the store that can be run; nothing where it can't be read.
+fn read_store(store: &Store) -> Option<BTreeMap<u64, Hook>> {
+    let stored = match store.hooks_blocking() {
+        Ok(stored) => stored,
+        Err(e) => {
+            tracing::error!("hooks: {e}; none of the store runs");
+            return None;
+        }
+    };
+    let mut hooks = BTreeMap::new();
+    for stored in &stored {
+        let (hook, problems) = hook_of(stored);
+        for problem in problems.iter().filter(|problem| problem.severity == Severity::Error) {
+            // It was right when it was created: by another version.
+            tracing::error!("hook {} ({}): {problem}; it does not run, the others do", stored.id, stored.name);
+        }
+        hooks.extend(hook.map(|hook| (stored.id.get(), hook)));
+    }
+    if !stored.is_empty() {
+        tracing::info!("hooks: {} of {} loaded from the store", hooks.len(), stored.len());
+    }
+    Some(hooks)
+}
+
+/// What the template of a stored hook means, under the name that it has now.
+fn hook_of(stored: &StoredHook) -> (Option<Hook>, Vec<Problem>) {
+    let template = match Template::parse(&stored.template) {
+        Ok(template) => template,
+        Err(e) => return (None, vec![e.into()]),
+    };
+    let (hook, problems) = Hook::from_template(&template, &Origin::Store { id: stored.id.get() });
+    (hook.map(|hook| Hook { name: stored.name.clone(), ..hook }), problems)
+}
+
+/// Under what the executions of a hook are kept; nothing for hooks that aren't the daemon's.
+fn key_of(hook: &Hook) -> Option<HookKey> {
+    match &hook.origin {
+        Origin::Store { id } => Some(HookKey::Store(hookbus_hem::store::HookId::new(*id))),
+        Origin::File(_) => Some(HookKey::File(hook.name.clone())),
+        Origin::Oned { .. } | Origin::Program => None,
+    }
+}
