@@ -326,6 +326,76 @@ fn a_hook_is_tried_with_an_event() {
     daemon.stop();
 }
 
+/// What waits to be repeated, and what was cut off, outlives a killed daemon; what fails for good is a dead letter, which can be tried again.
+#[test]
+fn repetitions_outlive_the_daemon_and_the_last_failure_is_a_dead_letter() {
+    let home = Home::default();
+    let directory = home.path().display();
+    let tries = home.path().join("tries");
+    let _ = home.script(
+        "fail.sh",
+        &format!("#!/bin/sh\necho $HOOKBUS_KEY >> {directory}/tries\necho no >&2\n[ -e {directory}/good ]\n"),
+    );
+    home.hook(
+        "fail",
+        "NAME = fail\nTYPE = event\nPREFIX = \"app \"\nCOMMAND = fail.sh\nRETRIES = 2\nRETRY_BACKOFF = 2\n",
+    );
+    let count = || fs::read_to_string(&tries).unwrap_or_default().lines().count();
+    let mut first = home.serve();
+    home.publish("app x", b"");
+    wait_until("the first attempt to be in the log", || match out(&home.run(&["hook", "log"])) {
+        log if log.lines().count() == 2 => Ok(()),
+        log => Err(log),
+    });
+    first.program.kill();
+    assert_eq!(count(), 1);
+    let second = home.serve();
+    home.logged("1 runs were to be repeated, or were cut off; they go on");
+    let letters = || json(&home, &["dlq", "list", "-o", "json"]);
+    let letter = wait_until("a dead letter", || match &letters()["letters"][0] {
+        Value::Null => Err(format!("{} tries", count())),
+        letter => Ok(letter.clone()),
+    });
+    assert_eq!(count(), 3, "two repetitions");
+    assert_eq!(letter["bridge"], "hook fail");
+    assert_eq!((letter["attempts"].as_u64(), letter["reason"].as_str()), (Some(3), Some("exit code 1: no")));
+    assert_eq!(letter["key"], "app x");
+
+    fs::write(home.path().join("good"), "").expect("a file");
+    assert!(home.run(&["dlq", "retry", "--all"]).status.success());
+    wait_until("it to have run once more", || if count() == 4 { Ok(()) } else { Err(count()) });
+    wait_until("no letter", || match letters()["total"].as_u64() {
+        Some(0) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    wait_until("a success", || match out(&home.run(&["hook", "log", "--success"])) {
+        log if log.lines().count() == 2 => Ok(()),
+        log => Err(log),
+    });
+    second.stop();
+
+    // A hook that the end of the daemon cuts off runs again.
+    let _ = home.script(
+        "long.sh",
+        &format!(
+            "#!/bin/sh\necho $HOOKBUS_EVENT_ID >> {directory}/long\nuntil [ -e {directory}/go ]; do sleep 0.01; done\n"
+        ),
+    );
+    home.hook("fail", "NAME = long\nTYPE = event\nPREFIX = \"long \"\nCOMMAND = long.sh\nRETRIES = 1\n");
+    let third = home.serve();
+    home.publish("long x", b"");
+    let begun = || fs::read_to_string(home.path().join("long")).unwrap_or_default();
+    wait_until("it to run", || if begun().is_empty() { Err("it doesn't") } else { Ok(()) });
+    third.stop();
+    fs::write(home.path().join("go"), "").expect("a file");
+    let fourth = home.serve();
+    wait_until("it to have run again", || match begun().lines().collect::<Vec<_>>()[..] {
+        [first, second] if first == second => Ok(()),
+        _ => Err(begun()),
+    });
+    fourth.stop();
+}
+
 /// A store that can't be opened costs its hooks and the log, and says so; nothing else.
 #[test]
 fn a_damaged_store_costs_nothing_else() {

@@ -6,21 +6,23 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use hookbus_bridges::PAYLOAD_BASE64;
 use hookbus_bridges::opennebula::Parser;
-use hookbus_broker::{Delivery, Gap, Received};
+use hookbus_broker::{Delivery, Gap, Offset, Received};
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet, spawn_blocking};
-use tokio::time::{Duration, Instant, sleep_until};
+use tokio::time::{Duration, Instant, sleep_until, timeout_at};
 
 use crate::arguments::{Facts, want_json};
 use crate::base64;
-use crate::executor::{Again, Asked, ExecutorOptions};
+use crate::executor::{Again, Asked, ExecutorOptions, Resume};
 use crate::feed::Feed;
 use crate::hook::{Hook, Order};
-use crate::record::{Ending, EventRef, Record};
+use crate::record::EventRef;
+use crate::report::Report;
 use crate::run::{Over, Run, Words};
 use crate::schedule::{Gates, Schedule, Taken};
 use crate::status::{Active, Counters};
@@ -35,6 +37,9 @@ const TELL_LOSSES_EVERY: Duration = Duration::from_secs(10);
 const MOST_REPEATS: usize = 10_000;
 const MOST_REPEATED_BYTES: usize = 64 << 20;
 
+/// How long the end waits for what has run to be safe.
+const LAST_DONE: Duration = Duration::from_secs(2);
+
 /// What the task needs.
 pub(crate) struct Dispatcher {
     pub(crate) feed: Feed,
@@ -42,7 +47,9 @@ pub(crate) struct Dispatcher {
     /// The counters of all hooks together.
     pub(crate) all: Arc<Counters>,
     pub(crate) options: Arc<ExecutorOptions>,
-    pub(crate) reports: mpsc::Sender<Arc<Record>>,
+    pub(crate) reports: mpsc::Sender<Report>,
+    /// Events that are dealt with: what was run for them is safe.
+    pub(crate) done: mpsc::UnboundedReceiver<Offset>,
     /// What is to run once more because somebody asked for it.
     pub(crate) again: mpsc::Receiver<Asked>,
     /// Whether hooks are to run here; nothing until that is known.
@@ -81,6 +88,8 @@ enum Next {
     Losses,
     Repeat,
     Asked(Asked),
+    /// A run for the event of that offset is dealt with.
+    Done(Offset),
     /// Nothing where the subscription has ended.
     Delivery(Option<Delivery<Received>>),
 }
@@ -125,7 +134,8 @@ impl Dispatcher {
 
     fn new_run(&self, (hook, own): Called, event: Arc<Event>, words: Words) -> Run {
         let counters = [own, Arc::clone(&self.all)];
-        Run::new(hook, counters, event, words, Arc::clone(&self.options), self.reports.clone())
+        let comes_again = self.feed.is_durable();
+        Run::new(hook, counters, event, words, comes_again, Arc::clone(&self.options), self.reports.clone())
     }
 }
 
@@ -144,6 +154,7 @@ impl Work {
                 Next::Losses => self.losses.tell(),
                 Next::Repeat => self.repeat(),
                 Next::Asked(asked) => self.run_asked(asked),
+                Next::Done(offset) => self.dispatcher.feed.done(offset),
                 Next::Delivery(Some(Delivery::Message(message))) => {
                     let offset = message.offset();
                     let leads = *self.dispatcher.leads.borrow() != Some(false);
@@ -170,6 +181,7 @@ impl Work {
             biased;
             _ = dispatcher.stop_taking.wait_for(|stop| *stop) => Next::Stop,
             Some(run) = running.join_next_with_id(), if !running.is_empty() => Next::Over(run),
+            Some(offset) = dispatcher.done.recv() => Next::Done(offset),
             () = losses.due() => Next::Losses,
             () = repeats.due() => Next::Repeat,
             Some(asked) = dispatcher.again.recv(), if !schedule.is_full() => Next::Asked(asked),
@@ -190,7 +202,15 @@ impl Work {
         let (name, event, words) = match asked {
             Asked::Again(Again { hook, arguments, host, event, environment, retry_of }) => {
                 let event = Event { reference: event, facts: Facts::recorded(host, &environment) };
-                (hook, Arc::new(event), Words::Recorded { arguments, retry_of })
+                (hook, Arc::new(event), Words::Recorded { arguments, retry_of, by_hand: true })
+            }
+            Asked::Resume(left) => {
+                let now = (Instant::now(), SystemTime::now());
+                for resume in left {
+                    let pause = resume.due.duration_since(now.1).unwrap_or_default();
+                    self.repeats.add(now.0 + pause, Repeat::Left(Box::new(resume)));
+                }
+                return;
             }
             Asked::For { hook, event } => (hook, event, Words::Shown),
         };
@@ -222,23 +242,19 @@ impl Work {
     fn over(&mut self, ended: Result<(Id, Over), JoinError>) {
         let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
         let Some((taken, run)) = self.places.remove(&id) else { return };
-        // What was cut off and may be repeated comes again, where that is possible.
-        let comes_again = |ending| ending == Ending::Interrupted && run.hook.retries > 0;
-        if let Some(offset) = run.offset()
-            && !ended.as_ref().is_ok_and(|(_, over)| comes_again(over.ending))
-        {
-            self.dispatcher.feed.done(offset);
-        }
         match ended {
             Ok((_, Over { repeat_in: Some(pause), .. })) => {
                 self.schedule.paused(&taken);
-                self.repeats.add(Instant::now() + pause, taken, run.next_attempt());
+                self.repeats.add(Instant::now() + pause, Repeat::Run(taken, Box::new(run.next_attempt())));
             }
             Ok(_) => self.schedule.ended(taken),
             Err(e) => {
                 // A run that panicked is a mistake of ours; the others go on.
                 tracing::error!(hook = run.hook.name, "hooks: a run was lost: {e}");
                 self.schedule.ended(taken);
+                if let Some(offset) = run.offset() {
+                    self.dispatcher.feed.done(offset);
+                }
             }
         }
     }
@@ -246,15 +262,32 @@ impl Work {
     /// Puts those back whose time has come, with their hooks as these are by now.
     fn repeat(&mut self) {
         let active = Arc::clone(&self.dispatcher.active.read());
-        while let Some((taken, mut run)) = self.repeats.take_due() {
-            match active.set.named(&run.hook.name) {
-                Some(hook) => {
-                    run.hook = Arc::clone(hook);
-                    self.schedule.again(taken, run);
-                }
-                None => {
-                    tracing::warn!(hook = run.hook.name, event = %run.event.reference.id, "hooks: the hook is gone and does not run again");
+        while let Some(repeat) = self.repeats.take_due() {
+            let Some(hook) = active.set.named(repeat.hook()) else {
+                let (hook, event) = (repeat.hook(), repeat.event().id);
+                tracing::warn!(hook, %event, "hooks: the hook is gone and does not run again");
+                if let Repeat::Run(taken, _) = repeat {
                     self.schedule.given_up(taken);
+                }
+                continue;
+            };
+            match repeat {
+                Repeat::Run(taken, mut run) => {
+                    run.hook = Arc::clone(hook);
+                    self.schedule.again(taken, *run);
+                }
+                Repeat::Left(resume) => {
+                    let Resume { again, run, attempt, .. } = *resume;
+                    let facts = Facts::recorded(again.host, &again.environment);
+                    let event = Arc::new(Event { reference: again.event, facts });
+                    let (arguments, retry_of) = (again.arguments, again.retry_of);
+                    let words = Words::Recorded { arguments, retry_of, by_hand: false };
+                    let called = (Arc::clone(hook), active.counters_of(hook));
+                    let gates = gates(hook, &event);
+                    let run = self.dispatcher.new_run(called, event, words).resumed(run, attempt);
+                    if run.has_somewhere_to_run() {
+                        self.schedule.add(gates, run);
+                    }
                 }
             }
         }
@@ -284,7 +317,22 @@ impl Work {
             self.over(run);
         }
         if self.repeats.len() > 0 {
-            tracing::warn!(runs = self.repeats.len(), "hooks: runs that failed waited to be repeated; they are not");
+            let runs = self.repeats.len();
+            if self.dispatcher.options.repeats_are_kept {
+                tracing::info!(runs, "hooks: runs that failed wait to be repeated; they are after the next start");
+            } else {
+                tracing::warn!(runs, "hooks: runs that failed waited to be repeated; they are not");
+            }
+        }
+        // What has run is safe in a moment.
+        let Work { dispatcher: Dispatcher { mut feed, mut done, reports, .. }, repeats, schedule, .. } = self;
+        // The reporter ends when nobody can send to it any more.
+        drop((reports, repeats, schedule));
+        let deadline = Instant::now() + LAST_DONE;
+        while feed.is_durable()
+            && let Ok(Some(offset)) = timeout_at(deadline, done.recv()).await
+        {
+            feed.done(offset);
         }
     }
 }
@@ -299,18 +347,49 @@ fn gates(hook: &Hook, event: &Event) -> Gates {
     Gates { object, hook, bytes: event.facts.bytes() }
 }
 
+/// A run that is to be repeated.
+enum Repeat {
+    /// It failed here, and keeps its place.
+    Run(Taken, Box<Run>),
+    /// An earlier process has left it.
+    Left(Box<Resume>),
+}
+
+impl Repeat {
+    fn hook(&self) -> &str {
+        match self {
+            Repeat::Run(_, run) => &run.hook.name,
+            Repeat::Left(resume) => &resume.again.hook,
+        }
+    }
+
+    fn event(&self) -> &EventRef {
+        match self {
+            Repeat::Run(_, run) => &run.event.reference,
+            Repeat::Left(resume) => &resume.again.event,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Repeat::Run(_, run) => run.event.facts.bytes(),
+            Repeat::Left(resume) => resume.again.arguments.len(),
+        }
+    }
+}
+
 /// Runs that failed, and when they are to be repeated.
 #[derive(Default)]
 struct Repeats {
     next: u64,
-    runs: BTreeMap<(Instant, u64), (Taken, Run)>,
+    runs: BTreeMap<(Instant, u64), Repeat>,
     bytes: usize,
 }
 
 impl Repeats {
-    fn add(&mut self, at: Instant, taken: Taken, run: Run) {
-        self.bytes += run.event.facts.bytes();
-        self.runs.insert((at, self.next), (taken, run));
+    fn add(&mut self, at: Instant, repeat: Repeat) {
+        self.bytes += repeat.bytes();
+        self.runs.insert((at, self.next), repeat);
         self.next += 1;
     }
 
@@ -330,11 +409,11 @@ impl Repeats {
         }
     }
 
-    fn take_due(&mut self) -> Option<(Taken, Run)> {
+    fn take_due(&mut self) -> Option<Repeat> {
         let first = self.runs.first_entry().filter(|first| first.key().0 <= Instant::now())?;
-        let (taken, run) = first.remove();
-        self.bytes -= run.event.facts.bytes();
-        Some((taken, run))
+        let repeat = first.remove();
+        self.bytes -= repeat.bytes();
+        Some(repeat)
     }
 }
 

@@ -19,13 +19,14 @@
 //! - **Loss**, from a queue in memory: only at the subscription's high-water mark, which is logged and counted, and at the end: what still waits at the deadline of
 //!   [`shutdown`](Executor::shutdown), or when the process is killed, isn't run.
 //!   With a cursor in the journal ([`start_durable`](Executor::start_durable)): only what the journal has to let go, which is told.
+//! - What is to be repeated (RETRIES) waits in memory; where a recorder keeps it, an executor that is started later [resumes](Executor::resume) it.
 //! - **Repetition**: a hook runs once for an event; one with RETRIES again as long as it fails, so many times. With a cursor, what was
 //!   under way when the process was killed runs again, and some of what was done beside it.
 //! - Results of hooks never make a hook run.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hookbus_bridges::PAYLOAD_BASE64;
 use hookbus_bridges::cloudevents::{Encoder, Sources};
@@ -43,7 +44,7 @@ use crate::arguments::{Facts, want_json};
 use crate::dispatch::{Dispatcher, Event, event_for};
 use crate::feed::{Feed, Probe};
 use crate::hook::Hook;
-use crate::record::{EventRef, Recorder};
+use crate::record::{EventRef, Recorder, RunId};
 use crate::report::report;
 use crate::run::command_line;
 pub use crate::run_if::RunIf;
@@ -79,6 +80,8 @@ pub struct ExecutorOptions {
     pub kill_grace: Duration,
     /// How long output is read after the command has ended, where something that it left behind holds it open. 5 s unless set.
     pub linger: Duration,
+    /// Whether a recorder keeps what is to be repeated, so that it is [resumed](Executor::resume) after a restart. Not unless set.
+    pub repeats_are_kept: bool,
     /// Who else gets the records. Nobody unless set.
     pub recorders: Vec<Arc<dyn Recorder>>,
 }
@@ -101,6 +104,7 @@ impl Default for ExecutorOptions {
             overflow: Overflow::DropNewest,
             kill_grace: Duration::from_secs(5),
             linger: Duration::from_secs(5),
+            repeats_are_kept: false,
             recorders: Vec::new(),
         }
     }
@@ -123,9 +127,24 @@ pub struct Again {
     pub retry_of: Option<u64>,
 }
 
+/// A run that an earlier process has left: the next attempt of one that failed, or one that was cut off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// What is run, as it was recorded.
+    pub again: Again,
+    /// Which attempt it is, from 1 on.
+    pub attempt: u32,
+    /// The [run](crate::Record::run) that it is an attempt of.
+    pub run: RunId,
+    /// When it is due.
+    pub due: SystemTime,
+}
+
 /// What somebody wants to run.
 #[derive(Debug)]
 pub(crate) enum Asked {
+    /// What an earlier process has left.
+    Resume(Vec<Resume>),
     /// What was recorded.
     Again(Again),
     /// A hook, for an event that it is shown.
@@ -226,7 +245,8 @@ impl Executor {
         let (stop_taking, stop_taking_receiver) = watch::channel(false);
         let (stop_running, stop_running_receiver) = watch::channel(false);
         let (reports, records) = mpsc::channel(options.concurrency);
-        let reporter = tokio::spawn(report(records, broker.clone(), options.recorders.clone()));
+        let (done, done_receiver) = mpsc::unbounded_channel();
+        let reporter = tokio::spawn(report(records, done, broker.clone(), options.recorders.clone()));
         let all = Arc::clone(&active.read().all);
         let (answer, leads) = watch::channel(options.run_if.is_none().then_some(true));
         if let Some(run_if) = options.run_if.clone() {
@@ -240,6 +260,7 @@ impl Executor {
             all,
             options: Arc::clone(&options),
             reports,
+            done: done_receiver,
             again: asked_for,
             leads: leads.clone(),
             stop_taking: stop_taking_receiver,
@@ -323,6 +344,17 @@ impl Executor {
         let matches = !HookSet::new([hook.clone()]).matching(message.keys(), header.as_ref()).is_empty();
         let event = event_for(message, header.as_ref(), want_json(&hook.arguments), &self.options);
         (event, matches)
+    }
+
+    /// Takes over what an earlier process has left, to be run when it is due. A hook that isn't there by then is logged.
+    ///
+    /// # Errors
+    /// When too much was asked for that has not begun yet.
+    pub fn resume(&self, left: Vec<Resume>) -> Result<(), TooManyAgain> {
+        if left.is_empty() {
+            return Ok(());
+        }
+        self.again.try_send(Asked::Resume(left)).map_err(|_| TooManyAgain)
     }
 
     /// Its counters.

@@ -79,11 +79,11 @@ pub mod template;
 mod text;
 
 pub use directory::{Loaded, load, load_file};
-pub use executor::{Again, Executor, ExecutorOptions, Preview, RunIf, TooManyAgain};
+pub use executor::{Again, Executor, ExecutorOptions, Preview, Resume, RunIf, TooManyAgain};
 pub use hook::{Hook, Object, Order, Origin, Outcome, States, Trigger};
 pub use output::Output;
 pub use problem::{Problem, Severity};
-pub use record::{Ending, EventRef, Record, Recorder};
+pub use record::{Ending, EventRef, Kept, Record, Recorder, RunId};
 pub use set::HookSet;
 pub use status::{ExecutorStatus, HookStatus};
 

@@ -31,7 +31,9 @@
 //! words and parts can be told apart.
 
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use hookbus_broker::{EventId, Message, Timestamp};
@@ -102,6 +104,11 @@ pub struct Record {
     pub retry_of: Option<u64>,
     /// When it is repeated, counted from its end. Nothing where it succeeded, and after the last attempt.
     pub repeat_in: Option<Duration>,
+    /// Names what all attempts of one run have in common; no other run has it, also of no other process.
+    pub run: RunId,
+    /// Which attempt is to be made after a restart, if the process ends before it is made here: the one that follows, or this one if it was
+    /// cut off. Nothing where there is none, and where a journal brings the event again.
+    pub resume: Option<u32>,
     /// When the command was started.
     pub started: SystemTime,
     /// How long it took.
@@ -122,13 +129,41 @@ pub struct Record {
     pub stderr: Output,
 }
 
+/// Names a run: what all its attempts have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RunId(pub u64);
+
+impl RunId {
+    /// One that nobody has: nanoseconds since 1970 at the first, and counted from there, which is slower than the clock.
+    pub fn fresh() -> Self {
+        static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| {
+            let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            AtomicU64::new(u64::try_from(since.as_nanos()).unwrap_or(0))
+        });
+        RunId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Completes when a record is safe, or can't be made so.
+pub type Kept = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// Takes records: a hook log, say. They come in the order in which commands ended, one at a time.
 pub trait Recorder: Debug + Send + Sync {
-    /// Takes a record. It is called from a task, so it must not block for long.
-    fn record(&self, record: &Arc<Record>);
+    /// Takes a record; answers what completes when that is safe, if it has to become so first. The result is published after that, and what
+    /// made the hook run counts as done. It is called from a task, so it must not block for long.
+    fn record(&self, record: &Arc<Record>) -> Option<Kept>;
 }
 
 impl Record {
+    /// Whether it failed and was the last attempt of a hook with RETRIES.
+    pub fn is_final_failure(&self) -> bool {
+        !self.ending.is_success()
+            && self.hook.retries > 0
+            && self.resume.is_none()
+            && self.repeat_in.is_none()
+            && self.ending != Ending::Interrupted
+    }
+
     /// `success` or `failure`.
     pub const fn result(&self) -> &'static str {
         if self.ending.is_success() { "success" } else { "failure" }
@@ -296,6 +331,8 @@ mod tests {
             by_hand: false,
             retry_of: None,
             repeat_in: None,
+            run: RunId(1),
+            resume: None,
             started: Timestamp::from_millis(1_767_225_600_250).into(),
             duration: Duration::from_millis(1003),
             command: "/x".into(),

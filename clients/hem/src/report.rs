@@ -1,39 +1,140 @@
 //! The reporter: one task that tells what came of each execution, to the log, to the recorders, and to the bus.
 //!
-//! It never keeps hooks from running for good. A subscription that blocks publishers may be full, and it may even be the executor's own,
+//! The result is published, and what made the hook run counts as done, when the recorders have what they were given: so whoever learns of a result
+//! finds it in the hook log, and a crash loses no execution that was told. Recorders gather what comes at the same time (10 ms, for the store),
+//! so records wait for them side by side: at most [`MOST_WAITING`], and [`MOST_WAITING_BYTES`].
+//!
+//! It never keeps hooks from running for good. A disk that can't be written is waited for [`PATIENCE`] once, and results are published without it until
+//! it answers again; what is done is told only when it is safe. A subscription that blocks publishers may be full, and it may even be the executor's own,
 //! which has room only when a hook has ended; so a publish waits [`PATIENCE`] for room and then goes through all the same, and such a
 //! subscription drops its oldest message and is told. As long as that goes on, nothing waits.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hookbus_broker::{Broker, Message, PublishError, TryPublishError};
+use futures_util::future::join_all;
+use hookbus_broker::{Broker, Message, Offset, PublishError, TryPublishError};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::output::Output;
-use crate::record::{Ending, Record, Recorder, signal_name};
+use crate::record::{Ending, Kept, Record, Recorder, signal_name};
 use crate::text;
 
-/// How long the result of a hook waits for room in a subscription that blocks.
+/// How long the result of a hook waits to be written down, and for room in a subscription that blocks.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How much of each output the log shows, in bytes; the event has all that was kept.
 const SHOWN_OUTPUT_BYTES: usize = 1000;
 
-/// Reports records in the order in which they come, until nobody sends any more.
+/// How many records wait for the recorders at once, and what they hold, in bytes. Beyond that, runs wait with theirs.
+const MOST_WAITING: usize = 1000;
+const MOST_WAITING_BYTES: usize = 64 << 20;
+
+/// What came of a run.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) record: Arc<Record>,
+    /// The event that is dealt with when the record is safe.
+    pub(crate) done: Option<Offset>,
+}
+
+/// Reports in the order in which reports come, until nobody sends any more. What is dealt with is told to `done`.
 pub(crate) async fn report(
-    mut records: mpsc::Receiver<Arc<Record>>,
+    mut reports: mpsc::Receiver<Report>,
+    done: mpsc::UnboundedSender<Offset>,
     broker: Broker,
     recorders: Vec<Arc<dyn Recorder>>,
 ) {
     let mut publisher = Publisher { broker, patient: true };
-    while let Some(record) = records.recv().await {
-        log(&record);
-        for recorder in &recorders {
-            recorder.record(&record);
+    let mut patience = Patience::default();
+    let mut waiting: VecDeque<Waiting> = VecDeque::new();
+    let mut waiting_bytes = 0;
+    loop {
+        let has_room = waiting.len() < MOST_WAITING && waiting_bytes < MOST_WAITING_BYTES;
+        tokio::select! {
+            biased;
+            () = first_kept(&mut waiting, &mut patience) => {
+                if let Some(Waiting { record, bytes, .. }) = waiting.pop_front() {
+                    waiting_bytes -= bytes;
+                    publisher.publish(record.to_message()).await;
+                }
+            }
+            report = reports.recv(), if has_room => {
+                let Some(Report { record, done: event }) = report else { break };
+                log(&record);
+                let kept: Vec<Kept> = recorders.iter().filter_map(|recorder| recorder.record(&record)).collect();
+                let done = done.clone();
+                let told = move || {
+                    if let Some(offset) = event {
+                        // Nobody listens where the executor was dropped.
+                        let _ = done.send(offset);
+                    }
+                };
+                let kept = if kept.is_empty() {
+                    told();
+                    None
+                } else {
+                    // Its own task: the event is dealt with when the record is safe, however late that is.
+                    Some(tokio::spawn(async move {
+                        join_all(kept).await;
+                        told();
+                    }))
+                };
+                let bytes = size_bytes(&record);
+                waiting_bytes += bytes;
+                waiting.push_back(Waiting { record, kept, bytes });
+            }
         }
-        publisher.publish(record.to_message()).await;
     }
+    while !waiting.is_empty() {
+        first_kept(&mut waiting, &mut patience).await;
+        if let Some(Waiting { record, .. }) = waiting.pop_front() {
+            publisher.publish(record.to_message()).await;
+        }
+    }
+}
+
+/// A record that is published when it is safe.
+struct Waiting {
+    record: Arc<Record>,
+    kept: Option<JoinHandle<()>>,
+    bytes: usize,
+}
+
+/// How long recorders are waited for.
+#[derive(Default)]
+struct Patience {
+    /// Until when, for the first record that waits.
+    until: Option<Instant>,
+    /// Whether they were waited for in vain.
+    exhausted: bool,
+}
+
+/// Completes when the first of them is safe, or was waited for long enough. Cancelling loses nothing.
+async fn first_kept(waiting: &mut VecDeque<Waiting>, patience: &mut Patience) {
+    let Some(first) = waiting.front_mut() else { return std::future::pending().await };
+    if let Some(kept) = &mut first.kept {
+        let until = match patience.exhausted {
+            true => Instant::now(),
+            false => *patience.until.get_or_insert_with(|| Instant::now() + PATIENCE),
+        };
+        match timeout_at(until, kept).await {
+            Ok(_) => patience.exhausted = false,
+            Err(_) if !patience.exhausted => {
+                tracing::warn!("hooks: the log of executions can't be written; results are published without it");
+                patience.exhausted = true;
+            }
+            Err(_) => {}
+        }
+    }
+    patience.until = None;
+}
+
+fn size_bytes(record: &Record) -> usize {
+    let output = |output: &Output| output.head.len() + output.tail.len();
+    512 + record.command.len() + record.arguments.len() + output(&record.stdout) + output(&record.stderr)
 }
 
 fn log(record: &Record) {
@@ -52,6 +153,9 @@ fn log(record: &Record) {
             Ending::NotStarted => "could not be started".to_owned(),
         };
         tracing::warn!(hook, %event, key, code, duration_ms, stdout, stderr, "hooks: the command {reason}");
+    }
+    if record.is_final_failure() {
+        tracing::error!(hook, %event, key, attempts = record.attempt, "hooks: that was the last attempt");
     }
     if record.left_behind {
         tracing::warn!(

@@ -13,7 +13,8 @@ use crate::executor::ExecutorOptions;
 use crate::hook::Hook;
 use crate::output::Output;
 use crate::process::{self, Finished, Limits};
-use crate::record::{Ending, EventRef, Record};
+use crate::record::{Ending, EventRef, Record, RunId};
+use crate::report::Report;
 use crate::status::Counters;
 
 /// Where the arguments of a run come from.
@@ -27,6 +28,8 @@ pub(crate) enum Words {
         arguments: String,
         /// The execution that it repeats, among those of its hook.
         retry_of: Option<u64>,
+        /// Whether somebody wants it; otherwise it is left from an earlier process.
+        by_hand: bool,
     },
     /// From the hook, for an event that somebody has shown it.
     Shown,
@@ -35,7 +38,6 @@ pub(crate) enum Words {
 /// What came of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Over {
-    pub(crate) ending: Ending,
     /// When it is to be repeated, if it is.
     pub(crate) repeat_in: Option<Duration>,
 }
@@ -47,10 +49,13 @@ pub(crate) struct Run {
     /// The hook's own, and those of all.
     counters: [Arc<Counters>; 2],
     words: Words,
+    id: RunId,
     /// From 1 on.
     attempt: u32,
+    /// Whether the event comes again after a restart, as long as it isn't dealt with.
+    comes_again: bool,
     options: Arc<ExecutorOptions>,
-    reports: mpsc::Sender<Arc<Record>>,
+    reports: mpsc::Sender<Report>,
 }
 
 impl Run {
@@ -59,16 +64,22 @@ impl Run {
         counters: [Arc<Counters>; 2],
         event: Arc<Event>,
         words: Words,
+        comes_again: bool,
         options: Arc<ExecutorOptions>,
-        reports: mpsc::Sender<Arc<Record>>,
+        reports: mpsc::Sender<Report>,
     ) -> Self {
-        Run { hook, event, counters, words, attempt: 1, options, reports }
+        let comes_again = comes_again && matches!(words, Words::OfEvent);
+        Run { hook, event, counters, words, id: RunId::fresh(), attempt: 1, comes_again, options, reports }
+    }
+
+    /// One that an earlier process has left.
+    pub(crate) fn resumed(self, id: RunId, attempt: u32) -> Self {
+        Run { id, attempt, ..self }
     }
 
     /// The same once more.
-    pub(crate) fn next_attempt(mut self) -> Self {
-        self.attempt += 1;
-        self
+    pub(crate) fn next_attempt(self) -> Self {
+        Run { attempt: self.attempt + 1, comes_again: false, ..self }
     }
 
     /// Whether it is known where. A hook with REMOTE doesn't run for an event that names no host.
@@ -82,10 +93,9 @@ impl Run {
         known
     }
 
-    /// The event that it is the first attempt for, so that this is dealt with when it is over.
+    /// The event that comes again until this, its first attempt, is dealt with.
     pub(crate) fn offset(&self) -> Option<Offset> {
-        let is_first = matches!(self.words, Words::OfEvent) && self.attempt == 1;
-        is_first.then_some(self.event.reference.id.offset)
+        self.comes_again.then_some(self.event.reference.id.offset)
     }
 
     /// Executes it and has it reported. Its task ends when the record is on its way, so that records can't pile up either.
@@ -104,9 +114,8 @@ impl Run {
         let failed = !finished.ending.is_success() && finished.ending != Ending::Interrupted;
         let repeat_in =
             (failed && self.attempt <= self.hook.retries && may_repeat).then(|| self.hook.backoff(self.attempt + 1));
-        let ending = finished.ending;
         self.report(&line, &arguments, finished, repeat_in).await;
-        Over { ending, repeat_in }
+        Over { repeat_in }
     }
 
     /// Records that it didn't run because the executor ends.
@@ -129,17 +138,31 @@ impl Run {
 
     async fn report(&self, line: &CommandLine, arguments: &Arguments, finished: Finished, repeat_in: Option<Duration>) {
         self.counters.iter().for_each(|counters| counters.ended(finished.ending));
+        let cut_off = finished.ending == Ending::Interrupted && self.hook.retries > 0;
+        let resume = match repeat_in {
+            Some(_) => Some(self.attempt + 1),
+            // With a journal the event comes again.
+            None => (cut_off && !self.comes_again).then_some(self.attempt),
+        };
+        // What was cut off and may be repeated comes again.
+        let done = self.offset().filter(|_| !cut_off);
         let record = Record {
             hook: Arc::clone(&self.hook),
             event: self.event.reference.clone(),
             host: self.event.facts.host.clone().filter(|_| self.hook.remote),
             attempt: self.attempt,
-            by_hand: !matches!(self.words, Words::OfEvent),
+            by_hand: match self.words {
+                Words::OfEvent => false,
+                Words::Recorded { by_hand, .. } => by_hand,
+                Words::Shown => true,
+            },
             retry_of: match self.words {
                 Words::Recorded { retry_of, .. } => retry_of,
                 Words::OfEvent | Words::Shown => None,
             },
             repeat_in,
+            run: self.id,
+            resume,
             started: finished.started,
             duration: finished.duration,
             command: line.line().to_owned(),
@@ -151,7 +174,7 @@ impl Run {
             stderr: finished.stderr,
         };
         // The reporter lives longer than any run.
-        let _ = self.reports.send(Arc::new(record)).await;
+        let _ = self.reports.send(Report { record: Arc::new(record), done }).await;
     }
 
     fn line(&self) -> (CommandLine, Arguments) {

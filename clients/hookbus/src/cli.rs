@@ -73,7 +73,7 @@ enum Command {
     Publish(PublishArgs),
     /// Show how the daemon, its subscribers and its hooks stand
     Status(StatusArgs),
-    /// Look at events that a bus has refused, and send them again
+    /// Look at events that a bus has refused, or a hook has failed for, and try again
     #[command(subcommand)]
     Dlq(DlqCommand),
     /// Look at where durable subscribers stand in the journal

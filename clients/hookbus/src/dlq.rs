@@ -1,4 +1,4 @@
-//! `hookbus dlq`: events that a bus has refused for good, kept to be looked at and sent again.
+//! `hookbus dlq`: events that a bus has refused for good, and hooks that have failed for good, kept to be looked at and tried again.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -34,7 +34,7 @@ pub(crate) enum DlqCommand {
         #[command(flatten)]
         shown: Shown,
     },
-    /// Send them again, each through its bridge
+    /// Send them again, each through its bridge; run the hooks again that left them
     ///
     /// A letter leaves the list when its bus has confirmed it. It is sent under a new identity, `<id>;replay=<n>`, because
     /// a bus that recognises repetitions would swallow it otherwise; the event in it keeps its id.
@@ -156,7 +156,7 @@ fn left(which: &Which, answer: &Value, found: u64) -> Result<(), Failure> {
     }
     if !without_bridge.is_empty() {
         left.push(format!(
-            "those of {} stay: the configuration has no such bridge; have it there again, or throw them away with `hookbus dlq purge`",
+            "those of {} stay: there is no such bridge, or hook; have it there again, or throw them away with `hookbus dlq purge`",
             without_bridge.join(", ")
         ));
     }

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use hookbus_bridges::opennebula::{Input, Oddity, Parser};
 use hookbus_bridges::zeromq::{Frames, SubClient, SubEvent};
 use hookbus_broker::{Broker, EventId};
-use hookbus_hem::oned::{LoadError, OnedClient, Patience, Pool, RETRY_KEY, Retry, load_all};
+use hookbus_hem::oned::{self, LoadError, OnedClient, Patience, Pool, RETRY_KEY, load_all};
+use hookbus_hem::store::{HookKey, Retry, Store};
 use hookbus_hem::{Again, EventRef, Executor, Hook, HookSet, Severity};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -56,6 +57,10 @@ pub(super) struct Ingest {
     away_since: Option<Instant>,
     /// In this minute, which began then.
     skips: (Instant, u32),
+    /// What an earlier process has left to be run is in it.
+    store: Store,
+    /// That, until it is known which hooks there are.
+    left: Vec<Retry>,
 }
 
 /// A message in its place.
@@ -91,7 +96,14 @@ enum Step {
 }
 
 impl Ingest {
-    pub(super) fn new(subscriber: SubClient, oned: OnedClient, broker: Broker, executor: Executor) -> Self {
+    pub(super) fn new(
+        subscriber: SubClient,
+        oned: OnedClient,
+        broker: Broker,
+        executor: Executor,
+        store: Store,
+        left: Vec<Retry>,
+    ) -> Self {
         Ingest {
             subscriber,
             oned,
@@ -108,6 +120,8 @@ impl Ingest {
             overflowing: false,
             away_since: None,
             skips: (Instant::now(), 0),
+            store,
+            left,
         }
     }
 
@@ -205,9 +219,35 @@ impl Ingest {
         }
         self.executor.replace(set);
         if !std::mem::replace(&mut self.has_hooks, true) {
+            self.resume();
             tracing::info!("{count} of {of} hooks loaded from {}", self.oned.endpoint());
         } else {
             tracing::debug!("{count} of {of} hooks loaded again");
+        }
+    }
+
+    /// Has the executor go on with what an earlier process has left.
+    fn resume(&mut self) {
+        let mut resumed = Vec::new();
+        for retry in std::mem::take(&mut self.left) {
+            let name = match &retry.hook {
+                HookKey::Oned(id) => i64::try_from(*id).ok().and_then(|id| self.names.get(&id)),
+                HookKey::Store(_) | HookKey::File(_) => None,
+            };
+            match name.cloned().and_then(|name| retry.clone().resume(name)) {
+                Some(resume) => resumed.push(resume),
+                None => {
+                    tracing::warn!("{}: a run was to be repeated, but oned has no such hook any more", retry.hook);
+                    let store = self.store.clone();
+                    tokio::spawn(async move { store.remove_retry(retry.id).await });
+                }
+            }
+        }
+        if !resumed.is_empty() {
+            tracing::info!("{} runs were to be repeated, or were cut off; they go on", resumed.len());
+        }
+        if let Err(e) = self.executor.resume(resumed) {
+            tracing::error!("{e}");
         }
     }
 
@@ -265,7 +305,7 @@ impl Ingest {
     }
 
     fn retry(&mut self, content: &[u8]) {
-        let retry = match Retry::parse(content) {
+        let retry = match oned::Retry::parse(content) {
             Ok(retry) => retry,
             Err(e) => {
                 self.skip(RETRY_KEY.as_bytes(), &e.to_string());

@@ -19,6 +19,8 @@
 //!   Where oned takes so long to tell its hooks that 100,000 events or 256 MiB wait, hooks run for them as they were loaded last.
 //! - **Results** are in the store before they are sent, and stay there until the driver has answered. A lost answer is asked for
 //!   again on a new connection, so oned may have a record twice. Beyond 10,000 results or 256 MiB the oldest go, which is logged.
+//! - **Repetitions** (RETRIES), and runs with RETRIES that the end cut off, are in the store with the record of the attempt before, and go on after the next
+//!   start or a crash. What has failed for the last time is told in the log; its record is one that `onehook retry` runs again.
 //! - Nothing that comes over the bus ends it. A message that makes no sense is logged, ten times a minute at most, and skipped.
 
 mod ingest;
@@ -95,9 +97,14 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServerError> {
     options.remote_base_path.clone_from(&config.remote_hook_base_path);
     options.concurrency = config.concurrency;
     options.recorders.push(Arc::new(outbox.recorder()));
+    options.repeats_are_kept = true;
     let executor = Executor::start(&broker, HookSet::default(), options);
 
-    let mut ingest = Ingest::new(subscriber, oned, broker, executor);
+    let left = store.retries_blocking().unwrap_or_else(|e| {
+        tracing::error!("{e}; what waits to be repeated isn't");
+        Vec::new()
+    });
+    let mut ingest = Ingest::new(subscriber, oned, broker, executor, store.clone(), left);
     let ended = loop {
         tokio::select! {
             biased;

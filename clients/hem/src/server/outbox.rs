@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use hookbus_bridges::zeromq::{Endpoint, ReqClient};
 use hookbus_hem::oned::Reply;
-use hookbus_hem::store::{Completion, Execution, HookKey, OutboxId, Store};
-use hookbus_hem::{Origin, Record, Recorder};
+use hookbus_hem::store::{Completion, HookKey, OutboxId, Store};
+use hookbus_hem::{Kept, Origin, Record, Recorder};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -73,20 +73,20 @@ pub(super) struct Results {
 }
 
 impl Recorder for Results {
-    fn record(&self, record: &Arc<Record>) {
-        let Origin::Oned { id } = record.hook.origin else { return };
+    fn record(&self, record: &Arc<Record>) -> Option<Kept> {
+        let Origin::Oned { id } = record.hook.origin else { return None };
         let key = HookKey::Oned(u64::try_from(id).unwrap_or_default());
-        let mut completion = Completion::from(Execution::of_record(key, record));
+        let mut completion = Completion::of_record(key, record);
         completion.message = Reply::of(record).map(|reply| reply.to_request().into_bytes());
         let recorded = self.store.record(completion);
         let news = Arc::clone(&self.news);
-        tokio::spawn(async move {
+        Some(Box::pin(async move {
             // The store logs what it can't keep.
             if recorded.await.is_ok() {
                 tracing::debug!("hook {id}: its result is written down");
                 news.notify_one();
             }
-        });
+        }))
     }
 }
 

@@ -70,7 +70,7 @@ impl Execution {
             stderr: record.stderr.clone(),
             host: record.host.clone(),
             event: Some(record.event.clone()),
-            environment: record.environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+            environment: super::owned(&record.environment),
             retry_of: record.retry_of.map(ExecutionId::new),
         }
     }

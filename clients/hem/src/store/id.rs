@@ -49,7 +49,7 @@ ids! {
     ExecutionId;
     /// Names a message of the outbox. Ids grow in the order in which messages were pushed, and are never given twice.
     OutboxId;
-    /// Names a retry that is due some time. Never given twice.
+    /// Names a retry that is due some time: the run that it is an attempt of.
     RetryId;
 }
 

@@ -27,7 +27,7 @@
 //!   all that was committed before with them. The file is sound in any case.
 //! - **Order**: records and all else that is not a change of a hook are committed and answered in the order in which they were given. A
 //!   [`Completion`] is committed as a whole.
-//! - **Ids** of hooks, executions, messages and retries are never given twice, also not after what had them is deleted.
+//! - **Ids** of hooks, executions and messages are never given twice, also not after what had them is deleted. A retry has that of its run.
 //! - **Loss**: a record is lost when the queue is full: when the disk can't be written, or is slower than the hooks, for
 //!   [`queue_max_bytes`](StoreOptions::queue_max_bytes) of records; when it could never be stored (a text of a gigabyte); and when the
 //!   store is closed, or its last handle dropped, while the disk can't be written. Each is counted, logged, and told to who gave it.
@@ -80,11 +80,13 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::mpsc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use hookbus_broker::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::record::Record;
 
 pub use self::error::{HookError, OpenError, StoreError};
 pub use self::execution::{Execution, LogEntry, LogFilter, StoredExecution};
@@ -93,7 +95,7 @@ pub use self::hook::StoredHook;
 pub use self::id::{ExecutionId, HookId, HookKey, HookKeyError, HookRef, OutboxId, RetryId};
 pub use self::outbox::OutboxMessage;
 use self::readers::Readers;
-pub use self::retry::{Retry, StoredRetry};
+pub use self::retry::Retry;
 pub use self::schema::FILE_NAME;
 use self::status::Counters;
 pub use self::status::{StoreStatus, StoreTrouble};
@@ -101,6 +103,8 @@ use self::writer::{Change, Done, Job, Message, Work, Writer};
 
 /// The unit in which room in the queue is given: what a small record takes.
 const ROOM_BYTES: usize = 1 << 10;
+/// A time that everything is due at.
+const LATEST: Timestamp = Timestamp::from_millis(i64::MAX as u64);
 /// How many changes that somebody waits for are in the queue at once. The disk doesn't hold them up, so they need no more.
 const COMMANDS: usize = 64;
 
@@ -151,6 +155,36 @@ pub struct Completion {
     pub retry: Option<Retry>,
     /// The retry that this execution was, which is done now.
     pub retried: Option<RetryId>,
+}
+
+impl Completion {
+    /// What a [`Record`] leaves behind: the execution, and the attempt that is to be made after a restart, in the place of the one that this was.
+    pub fn of_record(hook: HookKey, record: &Record) -> Self {
+        let id = RetryId::new(record.run.0);
+        let retry = record.resume.map(|attempt| {
+            let due = SystemTime::now() + record.repeat_in.unwrap_or_default();
+            Retry {
+                id,
+                hook: hook.clone(),
+                event: Some(record.event.clone()),
+                attempt,
+                due: due.into(),
+                retry_of: None,
+                arguments: record.arguments.clone(),
+                words: None,
+                stdin: record.hook.arguments_stdin,
+                host: record.host.clone(),
+                environment: owned(&record.environment),
+            }
+        });
+        let retried = (record.hook.retries > 0).then_some(id);
+        Completion { retry, retried, ..Execution::of_record(hook, record).into() }
+    }
+}
+
+/// An environment as it is stored.
+fn owned(environment: &[(&'static str, String)]) -> Vec<(String, String)> {
+    environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
 }
 
 impl From<Execution> for Completion {
@@ -484,8 +518,16 @@ impl Store {
     ///
     /// # Errors
     /// When the file can't be read.
-    pub async fn due_retries(&self, now: Timestamp, limit: usize) -> Result<Vec<StoredRetry>, StoreError> {
+    pub async fn due_retries(&self, now: Timestamp, limit: usize) -> Result<Vec<Retry>, StoreError> {
         self.read(move |connection| retry::due(connection, now, limit)).await
+    }
+
+    /// All of them, on this thread, which waits for the disk: for a start. The one that has been due for longest comes first.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn retries_blocking(&self) -> Result<Vec<Retry>, StoreError> {
+        self.inner.readers.read_blocking(|connection| retry::due(connection, LATEST, usize::MAX))
     }
 
     /// When the next retry is due, if one waits.

@@ -9,16 +9,19 @@ use super::execution::{
 };
 use super::hook::{millis, time};
 use super::id::{ExecutionId, HookKey, RetryId};
-use crate::record::EventRef;
+use crate::executor::{Again, Resume};
+use crate::record::{EventRef, RunId};
 
 /// An execution that is due some time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retry {
+    /// Its id: that of the [run](crate::Record::run) that it is an attempt of. One with the id of another takes its place.
+    pub id: RetryId,
     /// The hook.
     pub hook: HookKey,
     /// The event that made it run at first.
     pub event: Option<EventRef>,
-    /// Which attempt it will be: 1 is the first repetition.
+    /// Which attempt it will be, from 1 on: 2 is the first repetition, 1 one that was cut off.
     pub attempt: u32,
     /// When it is due, in milliseconds.
     pub due: Timestamp,
@@ -37,6 +40,14 @@ pub struct Retry {
 }
 
 impl Retry {
+    /// What the executor needs to go on with it, with the name that its hook has now; nothing where no event is known.
+    pub fn resume(self, hook: String) -> Option<Resume> {
+        let Retry { id, event, attempt, due, retry_of, arguments, host, environment, .. } = self;
+        let (event, retry_of) = (event?, retry_of.map(ExecutionId::get));
+        let again = Again { hook, arguments, host, event, environment, retry_of };
+        Some(Resume { again, attempt, run: RunId(id.get()), due: due.into() })
+    }
+
     pub(super) fn size_bytes(&self) -> usize {
         512 + self.arguments.len()
             + words_bytes(self.words.as_deref())
@@ -45,24 +56,16 @@ impl Retry {
     }
 }
 
-/// A retry that is stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredRetry {
-    /// Its id.
-    pub id: RetryId,
-    /// What is to be run, and when.
-    pub retry: Retry,
-}
-
 /// Adds one; `failed` is the execution that it repeats, where that is recorded together with it.
-pub(super) fn insert(connection: &Connection, retry: &Retry, failed: Option<ExecutionId>) -> rusqlite::Result<RetryId> {
+pub(super) fn insert(connection: &Connection, retry: &Retry, failed: Option<ExecutionId>) -> rusqlite::Result<()> {
     let event = EventColumns::of(retry.event.as_ref());
     connection
         .prepare_cached(
-            "INSERT INTO retries (hook, due_ms, attempt, retry_of, event_log, event_offset, event_time_ms, event_key, \
-             stdin, host, arguments, words, environment) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO retries (id, hook, due_ms, attempt, retry_of, event_log, event_offset, event_time_ms, event_key, \
+             stdin, host, arguments, words, environment) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?
         .execute(params![
+            retry.id.sql(),
             retry.hook.to_string(),
             millis(retry.due),
             retry.attempt,
@@ -77,7 +80,7 @@ pub(super) fn insert(connection: &Connection, retry: &Retry, failed: Option<Exec
             words_to_sql(retry.words.as_deref()),
             to_json(&retry.environment),
         ])?;
-    Ok(RetryId::of_sql(connection.last_insert_rowid()))
+    Ok(())
 }
 
 pub(super) fn remove(connection: &Connection, id: RetryId) -> rusqlite::Result<bool> {
@@ -90,7 +93,7 @@ pub(super) fn count(connection: &Connection) -> rusqlite::Result<u64> {
 }
 
 /// Those that are due, the one that has been for longest first.
-pub(super) fn due(connection: &Connection, now: Timestamp, limit: usize) -> rusqlite::Result<Vec<StoredRetry>> {
+pub(super) fn due(connection: &Connection, now: Timestamp, limit: usize) -> rusqlite::Result<Vec<Retry>> {
     connection
         .prepare_cached(
             "SELECT id, hook, due_ms, attempt, retry_of, event_log, event_offset, event_time_ms, event_key, stdin, host, \
@@ -107,9 +110,10 @@ pub(super) fn next_due(connection: &Connection) -> rusqlite::Result<Option<Times
     Ok(due.map(time))
 }
 
-fn of_row(row: &Row<'_>) -> rusqlite::Result<StoredRetry> {
+fn of_row(row: &Row<'_>) -> rusqlite::Result<Retry> {
     let environment: String = row.get(13)?;
-    let retry = Retry {
+    Ok(Retry {
+        id: RetryId::of_sql(row.get(0)?),
         hook: hook_of(row, 1)?,
         due: time(row.get(2)?),
         attempt: row.get(3)?,
@@ -120,6 +124,5 @@ fn of_row(row: &Row<'_>) -> rusqlite::Result<StoredRetry> {
         arguments: row.get(11)?,
         words: words_of(row, 12)?,
         environment: of_json(&environment, 13)?,
-    };
-    Ok(StoredRetry { id: RetryId::of_sql(row.get(0)?), retry })
+    })
 }

@@ -94,7 +94,7 @@ const LAYOUT: &str = "
     CREATE INDEX executions_by_time ON executions (started_ms);
     CREATE TABLE outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, message BLOB NOT NULL) STRICT;
     CREATE TABLE retries (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        id INTEGER PRIMARY KEY,
         hook TEXT NOT NULL,
         due_ms INTEGER NOT NULL,
         attempt INTEGER NOT NULL,

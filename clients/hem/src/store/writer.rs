@@ -131,7 +131,8 @@ impl Work {
                 }
                 if let Some(retry) = &change.retry {
                     if batch.committed.retries < options.retries_max {
-                        done.retry = Some(retry::insert(connection, retry, done.execution)?);
+                        retry::insert(connection, retry, done.execution)?;
+                        done.retry = Some(retry.id);
                         batch.committed.retries += 1;
                     } else {
                         batch.retries_refused += 1;

@@ -295,6 +295,23 @@ async fn results_wait_until_oned_has_them() {
     cloud.stop().await;
 }
 
+/// What waits to be repeated outlives the process, with its environment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn repetitions_outlive_it() {
+    let attributes = "<CALL>one.vm.rename</CALL><COMMAND>fail.sh</COMMAND><ARGUMENTS>x</ARGUMENTS><RETRIES>1</RETRIES><RETRY_BACKOFF>2</RETRY_BACKOFF>";
+    let mut cloud = Cloud::new(pool_of(&[hook(0, "fail", attributes)])).await;
+    cloud.rig.script("fail.sh", "#!/bin/sh\necho $HOOKBUS_KEY $1\nexit 1\n");
+    cloud.start().await;
+    cloud.driver.publish(api_call("one.vm.rename", 1, "")).await.unwrap();
+    assert_eq!(cloud.output().await, (0, "EVENT API one.vm.rename 1 x\n".into(), false));
+    cloud.kill();
+    cloud.spawn();
+    cloud.logged("1 runs were to be repeated, or were cut off; they go on").await;
+    assert_eq!(cloud.output().await, (0, "EVENT API one.vm.rename 1 x\n".into(), false));
+    cloud.logged("that was the last attempt").await;
+    cloud.stop().await;
+}
+
 /// A lost answer, and messages that make no sense, are in nobody's way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_comes_ends_it() {

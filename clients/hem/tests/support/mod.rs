@@ -19,7 +19,7 @@ use base64::prelude::BASE64_STANDARD;
 use hookbus_bridges::PAYLOAD_BASE64;
 use hookbus_bridges::opennebula::{Input, Parser};
 use hookbus_broker::{Broker, Message};
-use hookbus_hem::{Executor, ExecutorOptions, HookSet, Record, Recorder};
+use hookbus_hem::{Executor, ExecutorOptions, HookSet, Kept, Record, Recorder};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -126,8 +126,9 @@ pub(crate) fn options(base_path: &Path) -> ExecutorOptions {
 struct Sender(mpsc::UnboundedSender<Arc<Record>>);
 
 impl Recorder for Sender {
-    fn record(&self, record: &Arc<Record>) {
+    fn record(&self, record: &Arc<Record>) -> Option<Kept> {
         let _ = self.0.send(Arc::clone(record));
+        None
     }
 }
 

@@ -35,11 +35,10 @@ impl Bridges {
     pub(super) fn start(
         broker: &Broker,
         config: &Config,
-        state_dir: Option<&Path>,
+        dead_letters: Arc<DeadLetters>,
         host: &str,
         encoder: &Encoder,
     ) -> Self {
-        let dead_letters = Arc::new(dead_letters(&config.limits, state_dir));
         let start = |bridge: &BridgeConfig| {
             let context = Context { broker, bridge, encoder, dead_letters: &dead_letters };
             match &bridge.kind {
@@ -74,11 +73,6 @@ impl Bridges {
         self.list.iter().any(|bridge| &*bridge.status().name == name)
     }
 
-    /// What their buses refused.
-    pub(super) fn dead_letters(&self) -> Arc<DeadLetters> {
-        Arc::clone(&self.dead_letters)
-    }
-
     /// Has dead letters sent again, each by the bridge that it is of. Returns how many; those of bridges that are no longer there
     /// stay.
     pub(super) fn retry(&self, which: &Which) -> usize {
@@ -93,12 +87,13 @@ impl Bridges {
     }
 }
 
-fn dead_letters(limits: &LimitsConfig, state_dir: Option<&Path>) -> DeadLetters {
+/// Where dead letters are kept: those of bridges, and those of hooks. It blocks.
+pub(super) fn dead_letters(limits: &LimitsConfig, state_dir: Option<&Path>) -> DeadLetters {
     let bounds = DeadLetterLimits { letters: limits.dead_letters, bytes: limits.dead_letter_bytes.bytes() as u64 };
     match state_dir {
         Some(state_dir) => DeadLetters::in_directory(state_dir, bounds),
         None => {
-            tracing::warn!("bridges: without a state directory, dead letters are kept in memory only");
+            tracing::warn!("without a state directory, dead letters are kept in memory only");
             DeadLetters::in_memory(bounds)
         }
     }

@@ -14,6 +14,7 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use super::State;
+use super::bridges::Bridges;
 use super::hooks::{self, Hooks};
 use super::routes;
 use super::socket::{SocketError, SocketFile};
@@ -178,11 +179,12 @@ impl State {
     fn collect_bridges(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let (all, dead_letters) = {
             let parts = self.parts.lock();
-            let Some(bridges) = &parts.bridges else { return Ok(()) };
-            (bridges.status(), bridges.dead_letters())
+            (parts.bridges.as_ref().map(Bridges::status).unwrap_or_default(), parts.dead_letters.clone())
         };
-        let kept = [(&[][..], dead_letters.count(None) as f64)];
-        encode_gauge(encoder, "hookbus_dead_letters", "Dead letters that are kept", kept)?;
+        if let Some(dead_letters) = dead_letters {
+            let kept = [(&[][..], dead_letters.count(None) as f64)];
+            encode_gauge(encoder, "hookbus_dead_letters", "Dead letters that are kept", kept)?;
+        }
         let labels: Vec<_> = all.iter().map(|bridge| [("bridge", &*bridge.name), ("type", &*bridge.kind)]).collect();
         type Gauge = fn(&BridgeStatus) -> f64;
         let gauges: [(&str, &str, Gauge); 4] = [

@@ -46,6 +46,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use hookbus_bridges::cloudevents::{Encoder, Sources as Producers};
+use hookbus_bridges::delivery::DeadLetters;
 use hookbus_broker::{Broker, BrokerOptions, JournalHold};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -113,6 +114,8 @@ struct Parts {
     hooks: Option<Arc<Hooks>>,
     journal: Option<JournalState>,
     bridges: Option<Bridges>,
+    /// What buses have refused, and hooks have failed for, for good.
+    dead_letters: Option<Arc<DeadLetters>>,
     sources: Sources,
     /// What is published before the journal is there; taken when it is opened.
     held: Option<Box<JournalHold>>,
@@ -263,7 +266,13 @@ pub(crate) fn own(
     let entered = runtime.as_ref().map(Runtime::enter);
     let http = Http::start(state, activated)?;
     drop(entered);
-    state.parts.lock().state_dir = state_dir.as_ref().map(|dir| dir.path().to_owned());
+    let directory = state_dir.as_ref().map(|dir| dir.path().to_owned());
+    let dead_letters = bridges::dead_letters(&config.limits, directory.as_deref());
+    {
+        let mut parts = state.parts.lock();
+        parts.state_dir = directory;
+        parts.dead_letters = Some(Arc::new(dead_letters));
+    }
     // Hooks that read from the journal begin when it is open.
     let hooks = (!hooks_wait_for_journal(config)).then(|| start_hooks(state)).flatten();
     let mut parts = state.parts.lock();
@@ -278,9 +287,13 @@ fn hooks_wait_for_journal(config: &Config) -> bool {
 }
 
 fn start_hooks(state: &State) -> Option<Arc<Hooks>> {
-    let state_dir = state.parts.lock().state_dir.clone();
-    let kill_grace = state.role.kill_grace();
-    Hooks::start(&state.broker, &state.config.hooks, state_dir.as_deref(), &state.encoder, kill_grace).map(Arc::new)
+    let (state_dir, dead_letters) = {
+        let parts = state.parts.lock();
+        (parts.state_dir.clone(), parts.dead_letters.clone()?)
+    };
+    let (config, kill_grace) = (&state.config.hooks, state.role.kill_grace());
+    let hooks = Hooks::start(&state.broker, config, state_dir.as_deref(), &dead_letters, &state.encoder, kill_grace);
+    hooks.map(Arc::new)
 }
 
 /// Opens the journal, where there is to be one; `directory` is the state directory. It blocks. What is published before is kept for it.
@@ -303,15 +316,16 @@ pub(crate) fn open_journal(state: &State, directory: Option<&Path>) -> Result<()
 /// bridges have files.
 pub(crate) fn start_bridges(state: &Arc<State>, runtime: &Handle) {
     let _entered = runtime.enter();
-    let directory = state.parts.lock().state_dir.clone();
-    let bridges = Bridges::start(&state.broker, &state.config, directory.as_deref(), &state.host, &state.encoder);
+    let dead_letters = state.parts.lock().dead_letters.clone();
+    let bridges =
+        dead_letters.map(|letters| Bridges::start(&state.broker, &state.config, letters, &state.host, &state.encoder));
     let hooks = hooks_wait_for_journal(&state.config).then(|| start_hooks(state)).flatten();
     let sources = Sources::start(&state.broker, &state.config.sources);
     let mut parts = state.parts.lock();
     if hooks.is_some() {
         parts.hooks = hooks;
     }
-    parts.bridges = Some(bridges);
+    parts.bridges = bridges;
     parts.sources = sources;
 }
 
@@ -397,7 +411,7 @@ impl State {
                 "results_waiting": forwarded.results_waiting,
             },
             "journal": parts.journal.as_ref().map(|journal| {
-                let dead_letters = parts.bridges.as_ref().map_or(0, |bridges| bridges.dead_letters().count(None));
+                let dead_letters = parts.dead_letters.as_ref().map_or(0, |letters| letters.count(None));
                 journal.status(&self.broker, dead_letters)
             }),
             "sources": parts.sources.status(),

@@ -25,6 +25,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::State;
+use super::hooks::HOOK_LETTERS;
 use super::journal::cursors;
 
 /// The most letters that one answer lists.
@@ -82,7 +83,7 @@ async fn list(
 ) -> Result<Json<Value>, Problem> {
     let Query(Listed { bridge, limit }) = query.map_err(|e| Problem::bad_request(e.to_string()))?;
     let letters = dead_letters(&state)?;
-    let is_known = |name: &String| state.parts.lock().bridges.as_ref().is_some_and(|bridges| bridges.has(name));
+    let is_known = |name: &String| has(&state, name);
     let unknown = bridge.clone().filter(|name| letters.count(Some(name)) == 0 && !is_known(name));
     asked(move || {
         let all = letters.list(bridge.as_deref(), limit.min(MAX_LISTED))?;
@@ -118,17 +119,37 @@ async fn retry(Shared(state): Shared<Arc<State>>, body: Body) -> Result<Json<Val
     let (which, meant) = meant(&state, which).await?;
     let missing = missing(&which, &meant);
     let under_way = meant.iter().filter(|(_, _, retrying)| *retrying).count();
-    // The letters are not read here: bridges fetch what they send.
-    let parts = state.parts.lock();
-    let bridges = parts.bridges.as_ref().ok_or_else(not_yet)?;
     let names: BTreeSet<&str> = meant.iter().map(|(_, bridge, _)| &**bridge).collect();
-    let without_bridge: Vec<&str> = names.into_iter().filter(|name| !bridges.has(name)).collect();
+    let without_bridge: Vec<&str> = names.into_iter().filter(|name| !has(&state, name)).collect();
+    // The letters of bridges are not read here: bridges fetch what they send.
+    let (of_bridges, hooks) = {
+        let parts = state.parts.lock();
+        (parts.bridges.as_ref().ok_or_else(not_yet)?.retry(&which) as u64, parts.hooks.clone())
+    };
+    let of_hooks = meant.iter().filter_map(|(number, name, _)| {
+        let hook = name.strip_prefix(HOOK_LETTERS)?;
+        hooks.as_ref().is_some_and(|hooks| hooks.has(hook)).then(|| (*number, hook.to_owned()))
+    });
+    let of_hooks: Vec<_> = of_hooks.collect();
+    let of_hooks = match &hooks {
+        Some(hooks) => hooks.retry_letters(&dead_letters(&state)?, of_hooks).await.map_err(failed)?,
+        None => 0,
+    };
     Ok(Json(json!({
-        "retried": bridges.retry(&which),
+        "retried": of_bridges + of_hooks,
         "under_way": under_way,
         "without_bridge": without_bridge,
         "missing": missing,
     })))
+}
+
+/// Whether whoever left letters under this name is there: a bridge, or a hook.
+fn has(state: &State, name: &str) -> bool {
+    let parts = state.parts.lock();
+    match name.strip_prefix(HOOK_LETTERS) {
+        Some(hook) => parts.hooks.as_ref().is_some_and(|hooks| hooks.has(hook)),
+        None => parts.bridges.as_ref().is_some_and(|bridges| bridges.has(name)),
+    }
 }
 
 async fn purge(Shared(state): Shared<Arc<State>>, body: Body) -> Result<Json<Value>, Problem> {
@@ -203,7 +224,7 @@ fn head(letter: &DeadLetter) -> Value {
 }
 
 fn dead_letters(state: &State) -> Result<Arc<DeadLetters>, Problem> {
-    state.parts.lock().bridges.as_ref().map(super::Bridges::dead_letters).ok_or_else(not_yet)
+    state.parts.lock().dead_letters.clone().ok_or_else(not_yet)
 }
 
 fn not_yet() -> Problem {

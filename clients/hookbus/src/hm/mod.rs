@@ -49,7 +49,7 @@ use std::time::Duration;
 
 use hookbus_bridges::zeromq::{Endpoint, Host};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -114,7 +114,7 @@ struct Driver {
 /// What there is once the configuration is known.
 enum Serving {
     /// Events are served here.
-    Here { daemon: Box<Daemon>, rest: JoinHandle<Owned> },
+    Here { daemon: Box<Daemon>, rest: TakingOver },
     /// They are served by the daemon that they are forwarded to.
     Elsewhere,
 }
@@ -212,7 +212,7 @@ impl Driver {
         }
         let daemon = Daemon::start(Role::Hm, config, Some(Results::Oned(self.oned.clone())));
         daemon.state.set_ready(true);
-        let rest = tokio::spawn(take_over(std::sync::Arc::clone(&daemon.state)));
+        let rest = TakingOver::start(std::sync::Arc::clone(&daemon.state));
         Serving::Here { daemon: Box::new(daemon), rest }
     }
 
@@ -224,9 +224,7 @@ impl Driver {
             tracing::info!(events = ingress.taken_in(), "hm: ends");
         }
         if let Some(Serving::Here { mut daemon, rest }) = serving {
-            if rest.is_finished()
-                && let Ok(owned) = rest.await
-            {
+            if let Some(owned) = rest.finish(deadline).await {
                 daemon.add(owned);
             }
             let broker = daemon.state.broker.clone();
@@ -275,9 +273,37 @@ fn tell(problem: &Problem) {
     }
 }
 
+/// What belongs to the owner of the state directory, while it is being taken.
+struct TakingOver {
+    task: JoinHandle<Option<Owned>>,
+    ending: watch::Sender<bool>,
+}
+
+impl TakingOver {
+    fn start(state: std::sync::Arc<daemon::State>) -> Self {
+        let (ending, is_ending) = watch::channel(false);
+        TakingOver { task: tokio::spawn(take_over(state, is_ending)), ending }
+    }
+
+    /// Takes no more; what was had, or is being had at this moment, is there to be ended in order.
+    async fn finish(self, deadline: Instant) -> Option<Owned> {
+        self.ending.send_replace(true);
+        let patience = deadline.min(Instant::now() + LAST_TAKE);
+        timeout_at(patience, self.task).await.ok()?.ok()?
+    }
+}
+
+/// How long the end waits for what is being taken over at that moment: a disk that hangs is no reason to stay.
+const LAST_TAKE: Duration = Duration::from_millis(500);
+
+/// Waits before the next attempt; says whether there is to be one.
+async fn pause(ending: &mut watch::Receiver<bool>) -> bool {
+    tokio::time::timeout(LOOK_FOR_STATE_DIR, ending.wait_for(|ending| *ending)).await.is_err()
+}
+
 /// Takes what belongs to the owner of the state directory, as soon as nobody else has it. What is configured and can't be had is told
-/// to oned; what would only be nice to have isn't.
-async fn take_over(state: std::sync::Arc<daemon::State>) -> Owned {
+/// to oned; what would only be nice to have isn't. Nothing where the end comes first.
+async fn take_over(state: std::sync::Arc<daemon::State>, mut ending: watch::Receiver<bool>) -> Option<Owned> {
     let configured = state.config.state_dir.clone();
     let mut told = String::new();
     let mut tell = move |reason: String, severe: bool| {
@@ -303,7 +329,9 @@ async fn take_over(state: std::sync::Arc<daemon::State>) -> Owned {
                      oned's events; where it is a `hookbus serve` that is to have them, start this one as `hm --forward SOCKET`"
                 );
                 tell(reason, true);
-                tokio::time::sleep(LOOK_FOR_STATE_DIR).await;
+                if !pause(&mut ending).await {
+                    return None;
+                }
                 continue;
             }
             // Nothing is kept there yet, so everything works without.
@@ -323,13 +351,15 @@ async fn take_over(state: std::sync::Arc<daemon::State>) -> Owned {
         match owned.map_err(|e| HttpError::Runtime(std::io::Error::other(e))).flatten() {
             Ok(owned) => {
                 tokio::spawn(start_bridges(state, directory, owned.runtime()));
-                return owned;
+                return Some(owned);
             }
             Err(e) => {
                 let http = &state.config.http;
                 let asked_for = http.socket.is_some() || http.group.is_some() || !http.listen.is_empty();
                 tell(format!("{e}; it is tried again"), asked_for);
-                tokio::time::sleep(LOOK_FOR_STATE_DIR).await;
+                if !pause(&mut ending).await {
+                    return None;
+                }
             }
         }
     }

@@ -7,7 +7,6 @@ use base64::prelude::BASE64_STANDARD;
 use clap::ValueEnum;
 use jiff::tz::TimeZone;
 use serde_json::Value;
-use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::listing::{list, number, string};
 
@@ -97,19 +96,10 @@ fn quoted(text: &str) -> String {
     if text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
 }
 
-/// A text as wide as this, cut or filled up.
+/// A text of so many characters, cut or filled up. As onehook counts them: one that a terminal shows two columns wide is one.
 fn fitted(text: &str, width: usize) -> String {
-    let mut fitted = String::new();
-    let mut used = 0;
-    for c in text.chars().filter(|c| !c.is_control()) {
-        let more = c.width().unwrap_or(0);
-        if used + more > width {
-            break;
-        }
-        used += more;
-        fitted.push(c);
-    }
-    fitted + &" ".repeat(width - used)
+    let cut: String = text.chars().filter(|c| !c.is_control()).take(width).collect();
+    format!("{cut:<width$}")
 }
 
 fn locked(hook: &Value) -> &'static str {
@@ -122,8 +112,7 @@ fn header(text: &str) -> String {
 }
 
 fn field(name: &str, value: &str) -> String {
-    let fill = " ".repeat(20_usize.saturating_sub(value.width()));
-    format!("{name:<18}: {value}{fill}\n")
+    format!("{name:<18}: {value:<20}\n")
 }
 
 /// A hook's head.
@@ -197,11 +186,10 @@ pub(super) fn log(answer: &Value) -> String {
         Some(id) => id.to_string(),
         None => string(&execution["hook"]).to_owned(),
     };
-    let width = all.iter().map(|execution| name(execution).width()).max().unwrap_or(0).max(5);
+    let width = all.iter().map(|execution| name(execution).chars().count()).max().unwrap_or(0).max(5);
     let mut text = format!("{:>width$}    ID       TIMESTAMP    RC EXECUTION\n", "HOOK");
     for execution in all {
-        let name = name(execution);
-        let _ = write!(text, "{}{name} {}", " ".repeat(width - name.width()), row(execution));
+        let _ = write!(text, "{:>width$} {}", name(execution), row(execution));
     }
     text
 }
@@ -396,7 +384,14 @@ mod tests {
             let document = Document::parse(&xml);
             let answer = view(document.root().unwrap());
             if let Some(expected) = recorded.get(&format!("onehook show {number}")) {
-                assert_eq!(&in_utc(&hook(&answer), &answer), expected);
+                // The document is older than some of the output: what came later isn't in it.
+                let newest = super::list(&answer["executions"]).last().and_then(|last| last["id"].as_u64());
+                let is_later = |line: &str| {
+                    let id = line.split_whitespace().next().and_then(|word| word.parse().ok());
+                    line.starts_with("  ") && id.is_some_and(|id: u64| Some(id) > newest)
+                };
+                let expected: String = expected.split_inclusive('\n').filter(|line| !is_later(line)).collect();
+                assert_eq!(in_utc(&hook(&answer), &answer), expected);
                 compared += 1;
             }
             for one in super::list(&answer["executions"]) {
@@ -406,11 +401,12 @@ mod tests {
                 // Of hook 22 the plain word `echo` is garbled there.
                 let expected =
                     if number == 22 { expected.replace("y\u{FFFD}h second", "echo second") } else { expected.clone() };
-                assert_eq!(ours, expected, "{command}");
+                // The recording of the output calls one directory by a shorter name.
+                assert_eq!(ours.replace("/opt/one-rec/", "/opt/one/"), expected, "{command}");
                 compared += 1;
             }
         }
-        assert_eq!(compared, 18, "the recording has as many");
+        assert_eq!(compared, 19, "the recording has as many");
         let log_of = |number: u64| {
             let xml = fixture(&format!("hook-info-{number}.xml"));
             let document = Document::parse(&xml);

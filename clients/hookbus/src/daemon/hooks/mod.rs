@@ -14,6 +14,9 @@
 //!
 //! # What may be lost
 //!
+//! Runs that are to be repeated (RETRIES), or were cut off, are in the store with the record of the attempt before, and go on after a restart, or a
+//! crash. What fails for good is a dead letter under the name `hook <name>`, beside those of the bridges.
+//!
 //! Nothing of what was answered: a change of a hook is flushed to the disk before it is acknowledged. A store that can't be opened (its file is
 //! damaged, say) costs its hooks and the log of executions, which is told loudly; template files run without it.
 
@@ -24,17 +27,22 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hookbus_bridges::cloudevents::Encoder;
+use hookbus_bridges::delivery::{DeadLetters, DeadLettersError, Which};
 use hookbus_broker::Broker;
-use hookbus_hem::store::{HookKey, Store, StoreOptions, StoredHook};
+use hookbus_hem::store::{HookId, HookKey, Retry, RetryId, Store, StoreOptions, StoredHook};
 use hookbus_hem::template::Template;
-use hookbus_hem::{Executor, ExecutorOptions, ExecutorStatus, Hook, HookSet, Origin, Problem, RunIf, Severity};
+use hookbus_hem::{
+    Executor, ExecutorOptions, ExecutorStatus, Hook, HookSet, Origin, Problem, Resume, RunId, RunIf, Severity,
+};
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::time::Instant;
 
+pub(super) use self::log::HOOK_LETTERS;
 use self::log::HookLog;
 pub(super) use self::routes::routes;
 use crate::config::{HooksConfig, Overflow};
@@ -85,6 +93,7 @@ impl Hooks {
         broker: &Broker,
         config: &HooksConfig,
         state_dir: Option<&Path>,
+        dead_letters: &Arc<DeadLetters>,
         encoder: &Encoder,
         kill_grace: Duration,
     ) -> Option<Self> {
@@ -106,7 +115,8 @@ impl Hooks {
         options.run_if = config.run_if.as_ref().map(RunIf::new);
         options.encoder = encoder.clone();
         if let Ok(store) = &store {
-            options.recorders.push(std::sync::Arc::new(HookLog::new(store.clone())));
+            options.recorders.push(Arc::new(HookLog::new(store.clone(), Arc::clone(dead_letters))));
+            options.repeats_are_kept = true;
         }
         let executor = if config.overflow == Overflow::Spill && broker.journal().is_some() {
             match Executor::start_durable(broker, sources.set(), options, CURSOR) {
@@ -119,6 +129,9 @@ impl Hooks {
         } else {
             Executor::start(broker, sources.set(), options)
         };
+        if let Ok(store) = &store {
+            resume(store, &executor, &sources);
+        }
         let (sources, changing) = (Mutex::new(sources), tokio::sync::Mutex::default());
         Some(Hooks { dir: config.dir.clone(), store, executor, sources, changing })
     }
@@ -147,6 +160,61 @@ impl Hooks {
             None => sources.stored.remove(&id),
         };
         self.executor.replace(sources.set());
+    }
+
+    /// Whether there is a hook of that name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        let sources = self.sources.lock();
+        sources.files.iter().chain(sources.stored.values()).any(|hook| hook.name == name)
+    }
+
+    /// Runs hooks again for those of these dead letters that are theirs, and takes the letters away; answers how many. A run is in the store
+    /// before its letter goes.
+    ///
+    /// # Errors
+    /// When letters can't be read, or taken away.
+    pub(super) async fn retry_letters(
+        &self,
+        letters: &Arc<DeadLetters>,
+        numbers: Vec<(u64, String)>,
+    ) -> Result<u64, DeadLettersError> {
+        let _changing = self.changing.lock().await;
+        let Ok(store) = &self.store else { return Ok(0) };
+        let mut done = 0;
+        for (number, hook) in numbers {
+            let key = {
+                let sources = self.sources.lock();
+                sources.set().named(&hook).and_then(|hook| key_of(hook))
+            };
+            let shown = blocking(letters, move |letters| letters.show(number)).await?;
+            let (Some(key), Some((_, event))) = (key, shown) else { continue };
+            let Some(again) = log::again(&hook, &event) else { continue };
+            let run = RunId::fresh();
+            let due = std::time::SystemTime::now();
+            let retry = Retry {
+                id: RetryId::new(run.0),
+                hook: key,
+                event: Some(again.event.clone()),
+                attempt: 1,
+                due: due.into(),
+                retry_of: None,
+                arguments: again.arguments.clone(),
+                words: None,
+                stdin: false,
+                host: again.host.clone(),
+                environment: again.environment.clone(),
+            };
+            if let Err(e) = store.insert_retry(retry).await {
+                tracing::error!("hooks: dead letter {number} can't be retried now: {e}");
+                continue;
+            }
+            if self.executor.resume(vec![Resume { again, attempt: 1, run, due }]).is_err() {
+                let _ = store.remove_retry(RetryId::new(run.0)).await;
+                continue;
+            }
+            done += blocking(letters, move |letters| letters.purge(&Which::Numbers(vec![number]))).await?;
+        }
+        Ok(done)
     }
 
     /// For listings.
@@ -200,6 +268,40 @@ fn open(config: &HooksConfig, state_dir: Option<&Path>) -> Result<Store, String>
         );
         e.to_string()
     })
+}
+
+/// Has the executor go on with what an earlier process has left. It blocks.
+fn resume(store: &Store, executor: &Executor, sources: &Sources) {
+    let left = match store.retries_blocking() {
+        Ok(left) => left,
+        Err(e) => {
+            tracing::error!("hooks: {e}; what waits to be repeated isn't");
+            return;
+        }
+    };
+    let mut resumed = Vec::new();
+    for retry in left {
+        let name = match &retry.hook {
+            HookKey::Store(id) => sources.stored.get(&id.get()).map(|hook| hook.name.clone()),
+            HookKey::File(name) => sources.files.iter().find(|hook| hook.name == *name).map(|hook| hook.name.clone()),
+            HookKey::Oned(_) => None,
+        };
+        let id = retry.id;
+        match name.and_then(|name| retry.resume(name)) {
+            Some(resume) => resumed.push(resume),
+            None => {
+                tracing::warn!("hooks: a run was to be repeated, but its hook is gone; it is not");
+                let store = store.clone();
+                tokio::spawn(async move { store.remove_retry(id).await });
+            }
+        }
+    }
+    if !resumed.is_empty() {
+        tracing::info!("hooks: {} runs were to be repeated, or were cut off; they go on", resumed.len());
+    }
+    if let Err(e) = executor.resume(resumed) {
+        tracing::error!("hooks: {e}");
+    }
 }
 
 /// The hooks of a directory that are right; nothing where it can't be read. What is wrong is told; one broken template is no
@@ -257,8 +359,19 @@ fn hook_of(stored: &StoredHook) -> (Option<Hook>, Vec<Problem>) {
 /// Under what the executions of a hook are kept; nothing for hooks that aren't the daemon's.
 fn key_of(hook: &Hook) -> Option<HookKey> {
     match &hook.origin {
-        Origin::Store { id } => Some(HookKey::Store(hookbus_hem::store::HookId::new(*id))),
+        Origin::Store { id } => Some(HookKey::Store(HookId::new(*id))),
         Origin::File(_) => Some(HookKey::File(hook.name.clone())),
         Origin::Oned { .. } | Origin::Program => None,
     }
+}
+
+/// Asks for dead letters, in a thread that may wait for a disk.
+async fn blocking<T: Send + 'static>(
+    letters: &Arc<DeadLetters>,
+    work: impl FnOnce(&DeadLetters) -> Result<T, DeadLettersError> + Send + 'static,
+) -> Result<T, DeadLettersError> {
+    let letters = Arc::clone(letters);
+    tokio::task::spawn_blocking(move || work(&letters))
+        .await
+        .expect("it doesn't panic, and the runtime lives as long as the daemon")
 }
