@@ -12,6 +12,7 @@
 //! - [`corpus`]: what a real oned wrote, and what must come of it.
 //! - `hm`: oned's driver, from its standard input to ZeroMQ subscribers (feature `libzmq`).
 //! - `buses`: bridges against the client libraries that they use (feature `buses`).
+//! - [`hooks`]: the program `hookbus-hem` against a plain loop that starts the same commands.
 //! - [`report`]: rounds in, tables and JSON out.
 //! - [`machine`]: where it ran, and what was compared.
 //!
@@ -22,6 +23,7 @@ pub mod buses;
 pub mod corpus;
 #[cfg(feature = "libzmq")]
 pub mod hm;
+pub mod hooks;
 pub mod inproc;
 #[cfg(feature = "libzmq")]
 pub mod libzmq;

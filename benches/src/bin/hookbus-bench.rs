@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use hookbus_benches::buses;
 #[cfg(feature = "libzmq")]
 use hookbus_benches::hm;
+use hookbus_benches::hooks;
 use hookbus_benches::inproc;
 use hookbus_benches::report::Report;
 
@@ -29,6 +30,9 @@ enum Command {
     /// Bridges with their guarantee, against the client libraries that they use, each with a real server
     #[cfg(feature = "buses")]
     Bridges(Bridges),
+
+    /// The execution of hooks by `hookbus-hem`, against a plain loop that starts the same commands
+    Hooks(Hooks),
 
     /// oned's driver, from standard input to ZeroMQ subscribers, against a plain loop over libzmq
     #[cfg(feature = "libzmq")]
@@ -80,6 +84,32 @@ struct Inproc {
     /// Only contenders whose name contains one of these
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+}
+
+#[derive(Args)]
+struct Hooks {
+    #[command(flatten)]
+    output: Output,
+
+    /// The program to measure [default: the `hookbus-hem` beside this one]
+    #[arg(long, value_name = "PATH")]
+    hem: Option<PathBuf>,
+
+    /// Rounds for each contender
+    #[arg(long, default_value_t = 11)]
+    rounds: usize,
+
+    /// Executions of a round
+    #[arg(long, default_value_t = 5000)]
+    executions: usize,
+
+    /// How many commands run at once
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
+    concurrency: u16,
+
+    /// Single events of a round, for the latency
+    #[arg(long, default_value_t = 100)]
+    events: usize,
 }
 
 #[cfg(feature = "buses")]
@@ -175,6 +205,7 @@ struct Sub {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Inproc(args) => inproc(&args),
+        Command::Hooks(args) => hooks(&args),
         #[cfg(feature = "buses")]
         Command::Bridges(args) => bridges(&args),
         #[cfg(feature = "libzmq")]
@@ -229,15 +260,7 @@ fn bridges(args: &Bridges) -> Result<(), Box<dyn Error>> {
 
 #[cfg(feature = "libzmq")]
 fn hm(args: &Hm) -> Result<(), Box<dyn Error>> {
-    let hookbus = match &args.hookbus {
-        Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name("hookbus"),
-    };
-    if !hookbus.exists() {
-        return Err(
-            format!("{}: there is no such program; build it, or name it with --hookbus", hookbus.display()).into()
-        );
-    }
+    let hookbus = beside(args.hookbus.as_ref(), "hookbus")?;
     let quick = args.output.quick;
     let options = hm::Options {
         hookbus,
@@ -252,6 +275,34 @@ fn hm(args: &Hm) -> Result<(), Box<dyn Error>> {
     let mut report = Report::new();
     hm::compare(&mut report, &options, progress)?;
     finish(&report, &args.output)
+}
+
+fn hooks(args: &Hooks) -> Result<(), Box<dyn Error>> {
+    let quick = args.output.quick;
+    let options = hooks::Options {
+        hem: beside(args.hem.as_ref(), "hookbus-hem")?,
+        rounds: if quick { 1 } else { args.rounds },
+        executions: if quick { 100 } else { args.executions },
+        concurrency: args.concurrency.into(),
+        events: if quick { 5 } else { args.events },
+    };
+    let mut report = Report::new();
+    hooks::compare(&mut report, &options, progress)?;
+    finish(&report, &args.output)
+}
+
+/// The program to measure: the one that is named, or the one beside this one.
+fn beside(named: Option<&PathBuf>, name: &str) -> Result<PathBuf, Box<dyn Error>> {
+    let path = match named {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()?.with_file_name(name),
+    };
+    match path.exists() {
+        true => Ok(path),
+        false => {
+            Err(format!("{}: there is no such program; build it, or name it with an option", path.display()).into())
+        }
+    }
 }
 
 /// Says on a terminal what is being done; elsewhere only the result matters.
