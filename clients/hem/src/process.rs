@@ -27,8 +27,10 @@
 //!
 //! # Bounds
 //!
-//! Two buffers of 64 KiB, and one and a half times [`Limits::output_max_bytes`] for each output, however much is written.
+//! One and a half times [`Limits::output_max_bytes`] for each output, however much is written; and for each thread of the runtime 64 KiB, into which
+//! all commands are read.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::process::Child;
@@ -39,10 +41,10 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, pidfd_send_signal, waitid,
 };
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
+use tokio::task::{consume_budget, spawn_blocking};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::command::CommandLine;
@@ -199,11 +201,11 @@ async fn start(line: CommandLine, input: String, output_max_bytes: usize) -> io:
 
 /// Waits until the leader has ended; it isn't reaped.
 async fn ended(leader: &AsyncFd<Leader>) {
-    while leader.get_ref().status().is_none() {
+    loop {
         match leader.readable().await {
+            Ok(_) if leader.get_ref().status().is_some() => return,
             // A readiness that comes after the look is not the one that is cleared.
-            Ok(mut guard) if leader.get_ref().status().is_none() => guard.clear_ready(),
-            Ok(_) => return,
+            Ok(mut guard) => guard.clear_ready(),
             // The runtime shuts down, and this future is about to be dropped.
             Err(_) => std::future::pending().await,
         }
@@ -429,32 +431,43 @@ impl Streams {
     }
 }
 
+thread_local! {
+    /// What is read comes here first. Most commands write little or nothing, and would each pay for a buffer of their own.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+}
+
 /// An output, while it is open.
 struct Drain {
     pipe: Option<pipe::Receiver>,
-    buffer: Box<[u8]>,
     collector: Collector,
 }
 
 impl Drain {
     fn new(fd: OwnedFd, max_bytes: usize) -> io::Result<Self> {
         let pipe = Some(pipe::Receiver::from_owned_fd(fd)?);
-        Ok(Drain { pipe, buffer: vec![0; READ_BYTES].into(), collector: Collector::new(max_bytes) })
+        Ok(Drain { pipe, collector: Collector::new(max_bytes) })
     }
 
     /// Reads once.
     async fn read(&mut self) {
-        let Some(pipe) = &mut self.pipe else { return };
-        match read_some(pipe, &mut self.buffer).await {
-            0 => self.pipe = None,
-            bytes => self.collector.push(&self.buffer[..bytes]),
+        let Some(pipe) = &self.pipe else { return };
+        // An error of a pipe can only mean that nothing more will come.
+        let ready = pipe.readable().await.is_ok();
+        // Who reads from a flood lets others have their turn; `readable` doesn't see to that.
+        consume_budget().await;
+        let is_open = ready
+            && SCRATCH.with_borrow_mut(|scratch| match pipe.try_read(scratch) {
+                Ok(0) => false,
+                Ok(bytes) => {
+                    self.collector.push(&scratch[..bytes]);
+                    true
+                }
+                Err(e) => matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+            });
+        if !is_open {
+            self.pipe = None;
         }
     }
-}
-
-/// How many bytes were read; an error of a pipe can only mean that there will be none.
-async fn read_some(pipe: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> usize {
-    pipe.read(buffer).await.unwrap_or(0)
 }
 
 /// The input, until all of it is written, or the command has closed its end.
