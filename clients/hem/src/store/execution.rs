@@ -6,7 +6,7 @@
 //! same transaction in which the new one comes. What is older than [`max_age`](super::StoreOptions::max_age) goes when the store is
 //! opened, and then about once a minute. Ids are counted apart from what is kept, so none is given twice.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hookbus_broker::{EventId, LogId, Offset, Timestamp};
@@ -141,18 +141,52 @@ pub struct LogFilter {
     pub limit: Option<usize>,
 }
 
-/// Records one; answers its id. The hook's number in the database is added to `touched`.
-pub(super) fn insert(
-    connection: &Connection,
-    execution: &Execution,
-    touched: &mut BTreeSet<i64>,
-) -> rusqlite::Result<ExecutionId> {
-    let (log, id): (i64, i64) = connection
-        .prepare_cached(
-            "INSERT INTO logs (hook, next) VALUES (?, 1) ON CONFLICT (hook) DO UPDATE SET next = next + 1 \
-             RETURNING number, next - 1",
-        )?
-        .query_row([execution.hook.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+/// The logs that a transaction adds to. Where each goes on is read once, and written down once, by [`finish`](Logs::finish).
+#[derive(Debug, Default)]
+pub(super) struct Logs(BTreeMap<HookKey, Log>);
+
+#[derive(Debug)]
+struct Log {
+    number: i64,
+    /// The id of the next execution.
+    next: i64,
+}
+
+impl Logs {
+    fn of(&mut self, connection: &Connection, hook: &HookKey) -> rusqlite::Result<&mut Log> {
+        if !self.0.contains_key(hook) {
+            let key = hook.to_string();
+            let found = connection
+                .prepare_cached("SELECT number, next FROM logs WHERE hook = ?")?
+                .query_row([&key], |row| Ok(Log { number: row.get(0)?, next: row.get(1)? }))
+                .optional()?;
+            let log = match found {
+                Some(log) => log,
+                None => {
+                    connection.prepare_cached("INSERT INTO logs (hook, next) VALUES (?, 0)")?.execute([&key])?;
+                    Log { number: connection.last_insert_rowid(), next: 0 }
+                }
+            };
+            self.0.insert(hook.clone(), log);
+        }
+        Ok(self.0.get_mut(hook).expect("it was put there"))
+    }
+
+    /// Writes down where they go on, and removes what each has beyond so many.
+    pub(super) fn finish(&self, connection: &Connection, keep: usize) -> rusqlite::Result<()> {
+        for log in self.0.values() {
+            connection.prepare_cached("UPDATE logs SET next = ? WHERE number = ?")?.execute([log.next, log.number])?;
+            retain(connection, log.number, keep)?;
+        }
+        Ok(())
+    }
+}
+
+/// Records one; answers its id. It is not done before the logs are [finished](Logs::finish).
+pub(super) fn insert(connection: &Connection, execution: &Execution, logs: &mut Logs) -> rusqlite::Result<ExecutionId> {
+    let Log { number: log, next } = logs.of(connection, &execution.hook)?;
+    let (log, id) = (*log, *next);
+    *next += 1;
     let (ending, ending_number) = ending_to_sql(execution.ending);
     let event = EventColumns::of(execution.event.as_ref());
     connection
@@ -188,7 +222,6 @@ pub(super) fn insert(
             execution.stderr.head,
             execution.stderr.tail,
         ])?;
-    touched.insert(log);
     Ok(ExecutionId::of_sql(id))
 }
 

@@ -80,6 +80,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::mpsc;
 use std::task::{Context, Poll, ready};
+use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use hookbus_broker::Timestamp;
@@ -233,6 +234,13 @@ impl<T> Future for Pending<T> {
     }
 }
 
+impl<T> Pending<T> {
+    /// Whether it was not taken in, and is answered with an error already.
+    pub fn is_refused(&self) -> bool {
+        matches!(self.state, State::Refused(_))
+    }
+}
+
 /// A store. Clones are handles to the same one; when the last is dropped, what waits is written, and the file closed, in the background.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -244,6 +252,8 @@ struct Inner {
     path: Arc<Path>,
     options: StoreOptions,
     messages: mpsc::Sender<Message>,
+    /// Unparked when there is a message that should not wait for others to come.
+    writer: Thread,
     counters: Arc<Counters>,
     readers: Readers,
     /// Room in the queue for what is kept when the disk fails, and for what isn't.
@@ -270,7 +280,7 @@ impl Store {
         let counters = Arc::new(Counters::default());
         let writer = Writer::new(Arc::clone(&path), options.clone(), Arc::clone(&counters), receiver, opened)
             .map_err(|error| StoreError::failed(&path, "read", error))?;
-        std::thread::Builder::new()
+        let writer = std::thread::Builder::new()
             .name("hook-store".into())
             .spawn(move || writer.run())
             .map_err(|source| OpenError::Io { path: path.to_path_buf(), source })?;
@@ -283,6 +293,7 @@ impl Store {
             path,
             options,
             messages,
+            writer: writer.thread().clone(),
             counters,
         };
         Ok(Store { inner: Arc::new(inner) })
@@ -299,6 +310,7 @@ impl Store {
         if self.inner.messages.send(Message::Close { deadline, done }).is_err() {
             return 0; // It is closed already.
         }
+        self.inner.writer.unpark();
         closed.await.unwrap_or(0)
     }
 
@@ -429,7 +441,7 @@ impl Store {
     /// and logged.
     pub fn record(&self, completion: impl Into<Completion>) -> Pending<Recorded> {
         let Completion { execution, message, retry, retried } = completion.into();
-        let change = Change { execution: Some(execution), push: message, retry, retried, sent: None };
+        let change = Change { execution: Some(execution), push: message, retry, retried, ..Change::default() };
         self.submit(change, |done| {
             let execution = done.execution.ok_or(StoreError::Closed)?;
             Ok(Recorded { execution, message: done.pushed, retry: done.retry })
@@ -490,7 +502,20 @@ impl Store {
     /// # Errors
     /// When the file can't be read.
     pub async fn front(&self, limit: usize) -> Result<Vec<OutboxMessage>, StoreError> {
-        self.read(move |connection| outbox::front(connection, limit)).await
+        self.front_after(None, limit, usize::MAX).await
+    }
+
+    /// The oldest messages behind `after`, at most so many; and no further one once they have so many bytes.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub async fn front_after(
+        &self,
+        after: Option<OutboxId>,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<OutboxMessage>, StoreError> {
+        self.read(move |connection| outbox::front(connection, after, limit, max_bytes)).await
     }
 
     /// Removes a message that was sent; answers whether it was there. It waits for room in the queue, and for the disk.
@@ -499,6 +524,16 @@ impl Store {
     /// When the store is closed.
     pub async fn remove(&self, id: OutboxId) -> Result<bool, StoreError> {
         self.submit_patiently(Change { sent: Some(id), ..Change::default() }).await.map(|done| done.removed > 0)
+    }
+
+    /// Removes all messages up to this one, as when each of them was [removed](Store::remove); answers how many there were. It waits for room
+    /// in the queue, and for the disk.
+    ///
+    /// # Errors
+    /// When the store is closed.
+    pub async fn remove_through(&self, last: OutboxId) -> Result<u64, StoreError> {
+        let change = Change { sent_through: Some(last), ..Change::default() };
+        self.submit_patiently(change).await.map(|done| done.removed)
     }
 }
 
@@ -621,8 +656,14 @@ impl Inner {
         }
         let (reply, answer) = oneshot::channel();
         self.counters.queued.fetch_add(1, Relaxed);
+        let is_patient = work.is_patient();
         match self.messages.send(Message::Job(Job { work, reply, permit })) {
-            Ok(()) => State::Waiting(answer),
+            Ok(()) => {
+                if !is_patient {
+                    self.writer.unpark();
+                }
+                State::Waiting(answer)
+            }
             // Nobody is there any more to take it.
             Err(_) => {
                 self.counters.queued.fetch_sub(1, Relaxed);

@@ -77,6 +77,18 @@ impl Filling {
         self.remove_one(connection, "DELETE FROM outbox WHERE id = ? RETURNING length(message)", Some(id.sql()))
     }
 
+    /// Removes all messages up to this one; answers how many there were.
+    pub(super) fn remove_through(&mut self, connection: &Connection, id: OutboxId) -> rusqlite::Result<u64> {
+        let mut statement = connection.prepare_cached("DELETE FROM outbox WHERE id <= ? RETURNING length(message)")?;
+        let mut removed = 0;
+        for bytes in statement.query_map([id.sql()], |row| row.get::<_, i64>(0))? {
+            self.messages = self.messages.saturating_sub(1);
+            self.bytes = self.bytes.saturating_sub(bytes?.unsigned_abs());
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
     fn remove_one(&mut self, connection: &Connection, delete: &str, id: Option<i64>) -> rusqlite::Result<bool> {
         let mut statement = connection.prepare_cached(delete)?;
         let bytes: Option<i64> = statement.query_row(rusqlite::params_from_iter(id), |row| row.get(0)).optional()?;
@@ -91,12 +103,23 @@ impl Filling {
     }
 }
 
-/// The oldest messages, at most so many.
-pub(super) fn front(connection: &Connection, limit: usize) -> rusqlite::Result<Vec<OutboxMessage>> {
-    connection
-        .prepare_cached("SELECT id, message FROM outbox ORDER BY id LIMIT ?")?
-        .query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
-            Ok(OutboxMessage { id: OutboxId::of_sql(row.get(0)?), bytes: row.get(1)? })
-        })?
-        .collect()
+/// The oldest messages behind `after`, at most so many; and no further one once they have so many bytes.
+pub(super) fn front(
+    connection: &Connection,
+    after: Option<OutboxId>,
+    limit: usize,
+    max_bytes: usize,
+) -> rusqlite::Result<Vec<OutboxMessage>> {
+    let mut statement = connection.prepare_cached("SELECT id, message FROM outbox WHERE id > ? ORDER BY id LIMIT ?")?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut rows = statement.query([after.map_or(0, OutboxId::sql), limit])?;
+    let (mut front, mut bytes) = (Vec::new(), 0);
+    while bytes < max_bytes
+        && let Some(row) = rows.next()?
+    {
+        let message = OutboxMessage { id: OutboxId::of_sql(row.get(0)?), bytes: row.get(1)? };
+        bytes += message.bytes.len();
+        front.push(message);
+    }
+    Ok(front)
 }

@@ -419,6 +419,30 @@ fn the_outbox_keeps_its_order_and_its_bounds() {
     });
 }
 
+#[test]
+fn the_outbox_is_read_and_emptied_from_the_front() {
+    let dir = tempfile::tempdir().unwrap();
+    run(async {
+        let store = open_with(&dir, StoreOptions::default());
+        let mut ids = Vec::new();
+        for message in ["aa", "bb", "cc", "dd"] {
+            ids.push(store.push(message).await.unwrap());
+        }
+        let front = async |after, limit, max_bytes| {
+            let front = store.front_after(after, limit, max_bytes).await.unwrap();
+            front.into_iter().map(|message| message.id).collect::<Vec<_>>()
+        };
+        assert_eq!(front(None, 3, 100).await, ids[..3]);
+        assert_eq!(front(None, 10, 3).await, ids[..2], "the second goes beyond three bytes, and no further one comes");
+        assert_eq!(front(Some(ids[1]), 10, 100).await, ids[2..]);
+        assert_eq!(front(Some(ids[3]), 10, 100).await, []);
+        assert_eq!(store.remove_through(ids[2]).await.unwrap(), 3);
+        assert_eq!(store.remove_through(ids[2]).await.unwrap(), 0);
+        assert_eq!((store.status().outbox_messages, store.status().outbox_bytes), (1, 2));
+        assert_eq!(front(None, 10, 100).await, ids[3..]);
+    });
+}
+
 /// While another program holds the lock everything waits, and then goes in a few transactions, answered in order.
 #[test]
 fn what_waits_is_committed_together_and_in_order() {

@@ -3,6 +3,10 @@
 //! It takes what comes, in order, and commits a batch when nothing more waits or after [`BATCH_TIME`]; then it answers all of the batch, in
 //! order. Nothing is answered before it is committed.
 //!
+//! A transaction costs about the same for one record as for fifty: it writes whole pages. So batches begin at least [`PACE`] apart: what
+//! comes alone is committed at once, and of what comes fast each is committed with its neighbours. Meanwhile the thread sleeps, and is
+//! woken only for what somebody waits for (a change of a hook, the end), not by each record.
+//!
 //! # Trouble
 //!
 //! When the file can't be written (a full disk, say), the batch is rolled back. Changes of hooks, which somebody waits for, are then tried one
@@ -10,11 +14,12 @@
 //! as long as it takes. The file is opened anew before that, unless the disk is just full or locked. Room in the
 //! queue is given back when a change is answered, so what waits stays bounded, and what finds no room is dropped where it comes in.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use hookbus_broker::Timestamp;
@@ -22,7 +27,7 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::error::{HookError, StoreError, is_hopeless, is_of_the_moment};
-use super::execution::{self, Execution};
+use super::execution::{self, Execution, Logs};
 use super::hook::{self, HookCommand, Refusal, StoredHook};
 use super::id::{ExecutionId, HookKey, OutboxId, RetryId};
 use super::retry::{self, Retry};
@@ -30,6 +35,8 @@ use super::schema::{self, Lock};
 use super::status::{Committed, Counters, StoreTrouble};
 use super::{StoreOptions, outbox};
 
+/// The time between the beginnings of two batches, unless somebody waits for what is in the second.
+const PACE: Duration = Duration::from_millis(5);
 /// How long a batch takes more in.
 pub(super) const BATCH_TIME: Duration = Duration::from_millis(10);
 /// How many changes a batch has at most.
@@ -87,6 +94,8 @@ pub(super) struct Change {
     pub(super) retry: Option<Retry>,
     pub(super) retried: Option<RetryId>,
     pub(super) sent: Option<OutboxId>,
+    /// The last of those that were sent, in order.
+    pub(super) sent_through: Option<OutboxId>,
 }
 
 /// What came of it.
@@ -101,7 +110,7 @@ pub(super) struct Done {
 }
 
 impl Work {
-    fn is_patient(&self) -> bool {
+    pub(super) fn is_patient(&self) -> bool {
         matches!(self, Work::Change(_))
     }
 
@@ -115,7 +124,7 @@ impl Work {
         match self {
             Work::Change(change) => {
                 if let Some(execution) = &change.execution {
-                    done.execution = Some(execution::insert(connection, execution, &mut batch.touched)?);
+                    done.execution = Some(execution::insert(connection, execution, &mut batch.logs)?);
                     batch.executions += 1;
                 }
                 if let Some(message) = &change.push {
@@ -141,6 +150,9 @@ impl Work {
                 if let Some(sent) = change.sent {
                     done.removed += u64::from(batch.committed.outbox.remove(connection, sent)?);
                 }
+                if let Some(last) = change.sent_through {
+                    done.removed += batch.committed.outbox.remove_through(connection, last)?;
+                }
             }
             Work::Forget(hook) => {
                 done.removed = hook::forget(connection, hook)?;
@@ -165,7 +177,7 @@ impl Work {
 #[derive(Debug)]
 struct Batch {
     committed: Committed,
-    touched: BTreeSet<i64>,
+    logs: Logs,
     answers: Vec<Result<Done, HookError>>,
     executions: u64,
     retries_refused: u64,
@@ -184,6 +196,8 @@ pub(super) struct Writer {
     committed: Committed,
     trouble: Option<Trouble>,
     tidy_at: Instant,
+    /// When the last batch began.
+    began: Option<Instant>,
     end: Option<End>,
 }
 
@@ -221,6 +235,7 @@ impl Writer {
             committed,
             trouble: None,
             tidy_at: Instant::now(),
+            began: None,
             end: None,
         })
     }
@@ -240,6 +255,7 @@ impl Writer {
                 continue;
             }
             while !self.waiting.is_empty() {
+                self.gather();
                 if let Err(error) = self.commit_batch() {
                     self.failed(&error);
                     break;
@@ -247,6 +263,24 @@ impl Writer {
             }
         }
         self.finish();
+    }
+
+    /// Lets changes come together, unless somebody waits for one. Who sends one that is waited for unparks this thread.
+    fn gather(&mut self) {
+        let Some(until) = self.began.map(|began| began + PACE) else { return };
+        while self.trouble.is_none() && self.end.is_none() {
+            while self.waiting.len() < BATCH_MAX
+                && let Ok(message) = self.messages.try_recv()
+            {
+                self.take(message);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let full = self.waiting.len() >= BATCH_MAX;
+            if left.is_zero() || full || self.waiting.iter().any(|job| !job.work.is_patient()) {
+                return;
+            }
+            thread::park_timeout(left);
+        }
     }
 
     /// Waits until there is something to do.
@@ -262,7 +296,7 @@ impl Writer {
             }
             // Nobody sends any more.
             until = until.min(end.deadline);
-            std::thread::sleep(until.saturating_duration_since(Instant::now()));
+            thread::sleep(until.saturating_duration_since(Instant::now()));
             return;
         }
         match self.messages.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -301,9 +335,10 @@ impl Writer {
         let durable = self.waiting.front().is_some_and(|job| !job.work.is_patient());
         self.begin(durable)?;
         let start = Instant::now();
+        self.began = Some(start);
         let mut batch = Batch {
             committed: self.committed,
-            touched: BTreeSet::new(),
+            logs: Logs::default(),
             answers: Vec::new(),
             executions: 0,
             retries_refused: 0,
@@ -362,9 +397,7 @@ impl Writer {
 
     fn commit(&self, batch: &Batch) -> rusqlite::Result<()> {
         let Some(connection) = &self.connection else { return Ok(()) };
-        for &log in &batch.touched {
-            execution::retain(connection, log, self.options.log_retention)?;
-        }
+        batch.logs.finish(connection, self.options.log_retention)?;
         connection.execute_batch("COMMIT")
     }
 
@@ -482,7 +515,7 @@ impl Writer {
     fn commit_one(&mut self, only: bool) -> Result<(), StoreError> {
         let mut batch = Batch {
             committed: self.committed,
-            touched: BTreeSet::new(),
+            logs: Logs::default(),
             answers: Vec::new(),
             executions: 0,
             retries_refused: 0,
