@@ -312,6 +312,26 @@ async fn repetitions_outlive_it() {
     cloud.stop().await;
 }
 
+/// Those that are too large to be kept in memory are read from the store, and come in their place all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn results_large_and_small_are_told_in_order() {
+    let trigger = |call: &str| format!("<CALL>one.vm.{call}</CALL>");
+    let large = format!("<COMMAND>/usr/bin/head</COMMAND><ARGUMENTS>-c 20000 /dev/zero</ARGUMENTS>{}", trigger("large"));
+    let mut cloud = Cloud::new(pool_of(&[echo(0, "small", &trigger("small")), hook(1, "large", &large)])).await;
+    cloud.configure(1);
+    cloud.start().await;
+    let calls: Vec<usize> = (0..60_usize).map(|n| usize::from(n % 7 == 3 || (20..25).contains(&n))).collect();
+    for &call in &calls {
+        cloud.driver.publish(api_call(["one.vm.small", "one.vm.large"][call], 1, "")).await.unwrap();
+    }
+    for (n, &call) in calls.iter().enumerate() {
+        let (hook, stdout, _) = cloud.output().await;
+        let expected = [(0, "small\n".into()), (1, "\0".repeat(20_000))];
+        assert!((hook, stdout) == expected[call], "result {n} is of hook {hook}");
+    }
+    cloud.stop().await;
+}
+
 /// A lost answer, and messages that make no sense, are in nobody's way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_comes_ends_it() {
