@@ -45,6 +45,11 @@ pub(crate) fn have_event_text(arguments: &str) -> bool {
     words(arguments).any(|word| matches!(word, "$ID" | "$NAME" | "$STATE"))
 }
 
+/// Whether such arguments hold the call or the object.
+pub(crate) fn want_element(arguments: &str) -> bool {
+    words(arguments).any(|word| matches!(word, "$API" | "$TEMPLATE"))
+}
+
 /// Whether such arguments hold the event as a CloudEvent.
 pub(crate) fn want_json(arguments: &str) -> bool {
     words(arguments).any(|word| word == "$EVENT_JSON")
@@ -99,7 +104,7 @@ pub(crate) fn quoted(word: &str) -> String {
 /// What hooks can have of an event. Made once for all hooks that an event makes run, since it takes parsing the document.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Facts {
-    /// The call or the object, in base64.
+    /// The call or the object, in base64, if somebody wants it.
     element: Option<String>,
     /// Whether that is a call.
     is_call: bool,
@@ -130,9 +135,11 @@ impl Facts {
         }
     }
 
-    /// What an event of OpenNebula tells.
-    pub(crate) fn of(event: &Event<'_>) -> Facts {
+    /// What an event of OpenNebula tells. Without `wants_element` there is neither `$API` nor `$TEMPLATE`: of a call that takes all that
+    /// there is to do.
+    pub(crate) fn of(event: &Event<'_>, wants_element: bool) -> Facts {
         match event.kind {
+            Kind::Api if !wants_element => Facts { is_call: true, ..Facts::default() },
             Kind::Api => {
                 let document = Document::parse(event.xml);
                 let element = element(&document, "CALL_INFO").map(base64);
@@ -155,7 +162,7 @@ impl Facts {
                     name: field("NAME"),
                     host: filled(event.remote_host),
                     object: Some((object, text(event.id))),
-                    element: element.map(base64),
+                    element: element.filter(|_| wants_element).map(base64),
                     is_call: false,
                     json: None,
                 }
@@ -260,6 +267,7 @@ mod tests {
         ] {
             assert_eq!(line(arguments, facts), expected, "{arguments:?}");
         }
+        assert!(want_element("x $API") && want_element("$TEMPLATE") && !want_element("$APIS $EVENT_JSON"));
         assert!(want_json("x $EVENT_JSON") && !want_json("$EVENT_JSONS"));
     }
 

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet, spawn_blocking};
 use tokio::time::{Duration, Instant, sleep_until, timeout_at};
 
-use crate::arguments::{Facts, want_json};
+use crate::arguments::{Facts, want_element, want_json};
 use crate::base64;
 use crate::executor::{Again, Asked, ExecutorOptions, Resume};
 use crate::feed::Feed;
@@ -457,8 +457,12 @@ fn look(parser: &mut Parser, message: &Received, active: &Active, options: &Exec
     // The header decides also about hooks that want any event: what they get of it is in the payload.
     let header = (message.tag() == PAYLOAD_BASE64).then(|| parser.event_of(message.payload()));
     let hooks = active.set.matching(message.keys(), header.as_ref());
-    let wants_json = hooks.iter().any(|hook| want_json(&hook.arguments));
-    let event = event_for(message, header.as_ref().filter(|_| !hooks.is_empty()), wants_json, options);
+    // One that is repeated may have other arguments by then.
+    let wanted = Wanted {
+        element: hooks.iter().any(|hook| hook.retries > 0 || want_element(&hook.arguments)),
+        json: hooks.iter().any(|hook| want_json(&hook.arguments)),
+    };
+    let event = event_for(message, header.as_ref().filter(|_| !hooks.is_empty()), wanted, options);
     let hooks = hooks.into_iter().map(|hook| {
         let counters = active.counters_of(&hook);
         (hook, counters)
@@ -466,15 +470,22 @@ fn look(parser: &mut Parser, message: &Received, active: &Active, options: &Exec
     (event, hooks.collect())
 }
 
+/// What of an event hooks want, beside what is small.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) element: bool,
+    pub(crate) json: bool,
+}
+
 /// What hooks get of a message, with the event that is in it if it is one of OpenNebula.
 pub(crate) fn event_for(
     message: &Received,
     header: Option<&hookbus_bridges::opennebula::Event<'_>>,
-    wants_json: bool,
+    wanted: Wanted,
     options: &ExecutorOptions,
 ) -> Event {
-    let mut facts = header.map(Facts::of).unwrap_or_default();
-    if wants_json {
+    let mut facts = header.map(|event| Facts::of(event, wanted.element)).unwrap_or_default();
+    if wanted.json {
         facts.json = Some(base64(&options.encoder.structured(message, None)));
     }
     let key = message.keys().nth(1).or_else(|| message.keys().next()).unwrap_or_default();

@@ -41,7 +41,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::arguments::{Facts, want_json};
-use crate::dispatch::{Dispatcher, Event, event_for};
+use crate::dispatch::{Dispatcher, Event, Wanted, event_for};
 use crate::feed::{Feed, Probe};
 use crate::hook::Hook;
 use crate::record::{EventRef, Recorder, RunId};
@@ -342,7 +342,8 @@ impl Executor {
         let mut parser = Parser::new();
         let header = (message.tag() == PAYLOAD_BASE64).then(|| parser.event_of(message.payload()));
         let matches = !HookSet::new([hook.clone()]).matching(message.keys(), header.as_ref()).is_empty();
-        let event = event_for(message, header.as_ref(), want_json(&hook.arguments), &self.options);
+        let wanted = Wanted { element: true, json: want_json(&hook.arguments) };
+        let event = event_for(message, header.as_ref(), wanted, &self.options);
         (event, matches)
     }
 

@@ -80,9 +80,15 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(server::run(Settings { config, access, state_dir, log })) {
-        Ok(()) => ExitCode::SUCCESS,
+    // As a task, beside those that it hands events to: this thread would be one more that has to be woken for each.
+    let server = runtime.spawn(server::run(Settings { config, access, state_dir, log }));
+    match runtime.block_on(server) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
         Err(e) => {
+            tracing::error!("a mistake of ours ended it: {e}");
+            ExitCode::FAILURE
+        }
+        Ok(Err(e)) => {
             tracing::error!("{e}");
             eprintln!("hookbus-hem: {e}");
             ExitCode::FAILURE

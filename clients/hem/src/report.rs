@@ -11,12 +11,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use hookbus_broker::{Broker, Message, Offset, PublishError, TryPublishError};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::output::Output;
@@ -64,24 +65,7 @@ pub(crate) async fn report(
             report = reports.recv(), if has_room => {
                 let Some(Report { record, done: event }) = report else { break };
                 log(&record);
-                let kept: Vec<Kept> = recorders.iter().filter_map(|recorder| recorder.record(&record)).collect();
-                let done = done.clone();
-                let told = move || {
-                    if let Some(offset) = event {
-                        // Nobody listens where the executor was dropped.
-                        let _ = done.send(offset);
-                    }
-                };
-                let kept = if kept.is_empty() {
-                    told();
-                    None
-                } else {
-                    // Its own task: the event is dealt with when the record is safe, however late that is.
-                    Some(tokio::spawn(async move {
-                        join_all(kept).await;
-                        told();
-                    }))
-                };
+                let kept = keep(&recorders, &record, event, &done);
                 let bytes = size_bytes(&record);
                 waiting_bytes += bytes;
                 waiting.push_back(Waiting { record, kept, bytes });
@@ -96,10 +80,34 @@ pub(crate) async fn report(
     }
 }
 
+/// Gives a record to the recorders. What is dealt with is told when it is safe, however late that is.
+fn keep(
+    recorders: &[Arc<dyn Recorder>],
+    record: &Arc<Record>,
+    event: Option<Offset>,
+    done: &mpsc::UnboundedSender<Offset>,
+) -> Option<Kept> {
+    let mut kept: Vec<Kept> = recorders.iter().filter_map(|recorder| recorder.record(record)).collect();
+    let kept = if kept.len() > 1 { Some(Box::pin(join_all(kept).map(drop)) as Kept) } else { kept.pop() };
+    let Some(event) = event else { return kept };
+    let done = done.clone();
+    let tell = move || {
+        // Nobody listens any more where the executor was dropped.
+        let _ = done.send(event);
+    };
+    let Some(kept) = kept else {
+        tell();
+        return None;
+    };
+    // A task of its own: it may be waited for in vain here.
+    let kept = tokio::spawn(kept.map(move |()| tell()));
+    Some(Box::pin(kept.map(drop)))
+}
+
 /// A record that is published when it is safe.
 struct Waiting {
     record: Arc<Record>,
-    kept: Option<JoinHandle<()>>,
+    kept: Option<Kept>,
     bytes: usize,
 }
 
@@ -108,25 +116,26 @@ struct Waiting {
 struct Patience {
     /// Until when, for the first record that waits.
     until: Option<Instant>,
-    /// Whether they were waited for in vain.
-    exhausted: bool,
+    /// There since they were waited for in vain; true when they have answered after all.
+    exhausted: Option<Arc<AtomicBool>>,
 }
 
 /// Completes when the first of them is safe, or was waited for long enough. Cancelling loses nothing.
 async fn first_kept(waiting: &mut VecDeque<Waiting>, patience: &mut Patience) {
     let Some(first) = waiting.front_mut() else { return std::future::pending().await };
-    if let Some(kept) = &mut first.kept {
-        let until = match patience.exhausted {
-            true => Instant::now(),
-            false => *patience.until.get_or_insert_with(|| Instant::now() + PATIENCE),
-        };
-        match timeout_at(until, kept).await {
-            Ok(_) => patience.exhausted = false,
-            Err(_) if !patience.exhausted => {
-                tracing::warn!("hooks: the log of executions can't be written; results are published without it");
-                patience.exhausted = true;
-            }
-            Err(_) => {}
+    if patience.exhausted.as_ref().is_some_and(|answered| answered.load(Relaxed)) {
+        tracing::info!("hooks: the log of executions can be written again");
+        patience.exhausted = None;
+    }
+    if let (Some(kept), None) = (&mut first.kept, &patience.exhausted) {
+        let until = *patience.until.get_or_insert_with(|| Instant::now() + PATIENCE);
+        if timeout_at(until, kept).await.is_err()
+            && let Some(kept) = first.kept.take()
+        {
+            tracing::warn!("hooks: the log of executions can't be written; results are published without it");
+            let answered = Arc::new(AtomicBool::new(false));
+            patience.exhausted = Some(Arc::clone(&answered));
+            tokio::spawn(kept.map(move |()| answered.store(true, Relaxed)));
         }
     }
     patience.until = None;

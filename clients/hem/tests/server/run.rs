@@ -316,7 +316,8 @@ async fn repetitions_outlive_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn results_large_and_small_are_told_in_order() {
     let trigger = |call: &str| format!("<CALL>one.vm.{call}</CALL>");
-    let large = format!("<COMMAND>/usr/bin/head</COMMAND><ARGUMENTS>-c 20000 /dev/zero</ARGUMENTS>{}", trigger("large"));
+    let large =
+        format!("<COMMAND>/usr/bin/head</COMMAND><ARGUMENTS>-c 20000 /dev/zero</ARGUMENTS>{}", trigger("large"));
     let mut cloud = Cloud::new(pool_of(&[echo(0, "small", &trigger("small")), hook(1, "large", &large)])).await;
     cloud.configure(1);
     cloud.start().await;
