@@ -44,6 +44,7 @@ use crate::arguments::{Facts, want_json};
 use crate::dispatch::{Dispatcher, Event, Wanted, event_for};
 use crate::feed::{Feed, Probe};
 use crate::hook::Hook;
+use crate::process::sigchld_is_ignored;
 use crate::record::{EventRef, Recorder, RunId};
 use crate::report::report;
 use crate::run::command_line;
@@ -202,7 +203,7 @@ impl Executor {
     /// Starts it: subscribes under the name `hooks`, and runs what matches from then on.
     ///
     /// Two things about the process are put right for the sake of commands: descriptors that it inherited are marked to be
-    /// closed on exec, and SIGCHLD gets a handler, because a process that was started with it ignored could not wait for anybody.
+    /// closed on exec, and SIGCHLD gets a handler where it is ignored, because a process that was started so could not wait for anybody.
     ///
     /// # Panics
     /// Outside a tokio runtime with I/O and time enabled.
@@ -231,7 +232,10 @@ impl Executor {
 
     fn run(broker: &Broker, hooks: HookSet, options: ExecutorOptions, feed: Feed) -> Self {
         close_fds::set_fds_cloexec(3, &[]);
-        if let Err(e) = signal(SignalKind::child()) {
+        // Not elsewhere: each command's end would interrupt a thread and wake the runtime, for nobody.
+        if sigchld_is_ignored()
+            && let Err(e) = signal(SignalKind::child())
+        {
             tracing::warn!("hooks: cannot handle SIGCHLD: {e}; if it is ignored, exit codes of hooks are lost");
         }
         let options = ExecutorOptions {

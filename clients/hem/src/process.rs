@@ -372,6 +372,18 @@ fn watch_child(child: &mut Child) -> io::Result<(Leader, Pipes)> {
     }
 }
 
+/// Whether this process has SIGCHLD ignored; also where that can't be found out.
+pub(crate) fn sigchld_is_ignored() -> bool {
+    std::fs::read_to_string("/proc/self/status").map_or(true, |status| ignores(&status, Signal::CHILD))
+}
+
+/// Reads the mask of signals in `SigIgn:`, in hexadecimal.
+fn ignores(status: &str, signal: Signal) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_none_or(|mask| mask >> (signal.as_raw() - 1) & 1 == 1)
+}
+
 /// Whether a process of this group is alive, zombies not counted.
 async fn lives(group: Pid) -> bool {
     spawn_blocking(move || group_lives(group)).await.unwrap_or(true)
@@ -511,5 +523,12 @@ mod tests {
         assert!(!is_alive_in("12 (sh) Z 1 77 77 0 -1", 77));
         assert!(!is_alive_in("12 (sh) S 1 78 77 0 -1", 77));
         assert!(!is_alive_in("", 77));
+    }
+
+    #[test]
+    fn ignored_signals_are_told_by_the_status() {
+        assert!(ignores("Name:\tx\nSigIgn:\t0000000000010000\nSigCgt:\t0", Signal::CHILD));
+        assert!(!ignores("SigIgn:\t0000000000001000\nSigCgt:\t0000000000010000", Signal::CHILD));
+        assert!(ignores("", Signal::CHILD), "unknown");
     }
 }
