@@ -18,7 +18,8 @@
 //! - **Events** are lost while there is no connection to the driver, as with the original, and at the executor's high-water mark; both are logged.
 //!   Where oned takes so long to tell its hooks that 100,000 events or 256 MiB wait, hooks run for them as they were loaded last.
 //! - **Results** are in the store before they are sent, and stay there until the driver has answered. A lost answer is asked for
-//!   again on a new connection, so oned may have a record twice. Beyond 10,000 results or 256 MiB the oldest go, which is logged.
+//!   again on a new connection, and what was answered in the last milliseconds before a crash is sent again, so oned may have a record twice.
+//!   Beyond 10,000 results or 256 MiB the oldest go, which is logged.
 //! - **Repetitions** (RETRIES), and runs with RETRIES that the end cut off, are in the store with the record of the attempt before, and go on after the next
 //!   start or a crash. What has failed for the last time is told in the log; its record is one that `onehook retry` runs again.
 //! - Nothing that comes over the bus ends it. A message that makes no sense is logged, ten times a minute at most, and skipped.
