@@ -1,19 +1,17 @@
 //! `hookbus hm` in oned's hands: the recorded run, the handshake, the ways to end, bad input, bad configuration.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::thread;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use hookbus_tests::tools::Tool;
 use hookbus_tests::{
-    Hm, HmOptions, Launcher, Message, NetworkNamespace, Peer, PeerOptions, assert_same, events, fixtures, hookbus,
-    ports, wait_until,
+    Hm, HmOptions, Launcher, Message, NetworkNamespace, Peer, PeerOptions, assert_same, events, fixtures, ports,
+    wait_until,
 };
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -533,75 +531,4 @@ fn first_complaint(hm: &mut Hm) -> String {
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
-}
-
-/// What oned answers to `one.hookpool.info`, to whoever asks, until the test ends.
-fn oned_with(pool: &'static str) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("bound");
-    let text = pool.replace('&', "&amp;").replace('<', "&lt;");
-    let body = format!(
-        "<?xml version=\"1.0\"?><methodResponse><params><param><value><array><data><value><boolean>1</boolean></value>\
-         <value><string>{text}</string></value><value><i4>0</i4></value></data></array></value></param></params></methodResponse>"
-    );
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(mut stream) = stream else { return };
-            let mut request = Vec::new();
-            let mut some = [0; 4096];
-            while !request.trim_ascii_end().ends_with(b"</methodCall>") {
-                match stream.read(&mut some) {
-                    Ok(n @ 1..) => request.extend_from_slice(&some[..n]),
-                    _ => break,
-                }
-            }
-            let answer =
-                format!("HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-            let _ = stream.write_all(answer.as_bytes());
-        }
-    });
-    format!("http://{address}/RPC2")
-}
-
-/// Our driver and our executor in the places of OpenNebula's: from oned's line to oned's line.
-#[test]
-fn hookbus_hem_runs_oneds_hooks_beside_it() {
-    let mut hm = Hm::start();
-    let home = TempDir::new().expect("a directory");
-    for directory in ["etc", "var", ".one"] {
-        fs::create_dir(home.path().join(directory)).expect("a directory");
-    }
-    fs::write(home.path().join(".one/one_auth"), "oneadmin:secret").expect("a file");
-    let config = format!(":subscriber_endpoint: {}\n:replier_endpoint: {}\n", hm.url(), hm.logger_url());
-    fs::write(home.path().join("etc/onehem-server.conf"), config).expect("a file");
-    let oned = oned_with(
-        "<HOOK_POOL><HOOK><ID>3</ID><NAME>say</NAME><TYPE>state</TYPE><TEMPLATE><COMMAND>/bin/echo</COMMAND>\
-         <ARGUMENTS>$ID &amp;&amp; $NAME</ARGUMENTS><RESOURCE>VM</RESOURCE><STATE>ACTIVE</STATE><LCM_STATE>RUNNING</LCM_STATE></TEMPLATE>\
-         </HOOK></HOOK_POOL>",
-    );
-    let program = hookbus().with_file_name("hookbus-hem");
-    let mut hem = std::process::Command::new(program)
-        .env_clear()
-        .env("HOME", home.path())
-        .env("ONE_LOCATION", home.path())
-        .env("ONE_XMLRPC", oned)
-        .spawn()
-        .expect("hookbus-hem was built with the rest");
-    wait_until("its hooks", || {
-        let log = fs::read_to_string(home.path().join("var/onehem.log")).unwrap_or_default();
-        if log.contains("1 of 1 hooks loaded") { Ok(()) } else { Err(log) }
-    });
-    hm.feed(&events::vm(42, "ACTIVE", "RUNNING", "").line);
-    let line = hm.program.stdout.lines(2).pop().expect("the answer to INIT, and a result");
-    let line = String::from_utf8(line).expect("text");
-    let result = line.strip_prefix("EXECUTE SUCCESS 3 0 ").unwrap_or_else(|| panic!("{line}"));
-    let result = BASE64_STANDARD.decode(result).expect("base64");
-    assert_eq!(
-        String::from_utf8_lossy(&result),
-        "<ARGUMENTS>42 '&amp;&amp;' vm-42</ARGUMENTS><EXECUTION_RESULT><COMMAND>/bin/echo 42 '&amp;&amp;' vm-42</COMMAND>\
-         <STDOUT>NDIgJiYgdm0tNDIK\n</STDOUT><STDERR></STDERR><CODE>0</CODE></EXECUTION_RESULT>"
-    );
-    rustix::process::kill_process(rustix::process::Pid::from_child(&hem), Signal::TERM).expect("it runs");
-    assert!(hem.wait().expect("our own child").success());
-    hm.finalize();
 }

@@ -42,7 +42,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::arguments::{Facts, want_json};
 use crate::dispatch::{Dispatcher, Event, Wanted, event_for};
-use crate::feed::{Feed, Probe};
+use crate::feed::{Feed, Probe, ProgressSink};
 use crate::hook::Hook;
 use crate::process::sigchld_is_ignored;
 use crate::record::{EventRef, Recorder, RunId};
@@ -83,6 +83,8 @@ pub struct ExecutorOptions {
     pub linger: Duration,
     /// Whether a recorder keeps what is to be repeated, so that it is [resumed](Executor::resume) after a restart. Not unless set.
     pub repeats_are_kept: bool,
+    /// Who is told how far events are dealt with, and brings the others again after a restart. Nobody unless set; a cursor needs none.
+    pub progress: Option<Arc<dyn ProgressSink>>,
     /// Who else gets the records. Nobody unless set.
     pub recorders: Vec<Arc<dyn Recorder>>,
 }
@@ -106,6 +108,7 @@ impl Default for ExecutorOptions {
             kill_grace: Duration::from_secs(5),
             linger: Duration::from_secs(5),
             repeats_are_kept: false,
+            progress: None,
             recorders: Vec::new(),
         }
     }
@@ -209,7 +212,11 @@ impl Executor {
     /// Outside a tokio runtime with I/O and time enabled.
     pub fn start(broker: &Broker, hooks: HookSet, options: ExecutorOptions) -> Self {
         let subscription = broker.subscribe(subscribe(&hooks, &options));
-        Executor::run(broker, hooks, options, Feed::Memory(subscription))
+        let feed = match &options.progress {
+            Some(sink) => Feed::tracked(subscription, Arc::clone(sink)),
+            None => Feed::Memory(subscription),
+        };
+        Executor::run(broker, hooks, options, feed)
     }
 
     /// The same with a cursor of that name in the broker's journal: events that come while it is down are for it when it is back.
@@ -360,6 +367,16 @@ impl Executor {
             return Ok(());
         }
         self.again.try_send(Asked::Resume(left)).map_err(|_| TooManyAgain)
+    }
+
+    /// How many events wait.
+    pub fn waiting(&self) -> u64 {
+        self.probe.waiting()
+    }
+
+    /// How many events there were, from the beginning, that hooks may be for.
+    pub fn matched(&self) -> u64 {
+        self.probe.stats().map_or(0, |stats| stats.matched)
     }
 
     /// Its counters.

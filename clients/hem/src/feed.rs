@@ -1,11 +1,15 @@
 //! Where the executor's events come from, and how far they are dealt with.
 //!
+//! Whoever feeds the executor from a journal of somebody else's is told how far that is dealt with ([`ProgressSink`]), and brings the rest again.
+//!
 //! A queue in memory ends with the process. A durable subscription has a cursor in the journal, which moves only over events whose hooks have
 //! run: who is killed runs them again, from the oldest that was not done. Events behind it that were done run again with it; there are
 //! at most as many as run side by side or are held back. A repetition (RETRIES) does not hold the cursor, since it may be an hour away:
 //! what waits to be repeated when the process ends is not.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::Arc;
 
 use hookbus_broker::{BatchLimit, Delivery, DurableSubscription, Offset, Received, Subscription, SubscriptionHandle};
 use hookbus_broker::{SubscriptionStats, UnreadProbe};
@@ -17,6 +21,21 @@ const ONE: BatchLimit = BatchLimit { messages: 1, bytes: usize::MAX };
 pub(crate) enum Feed {
     Memory(Subscription),
     Durable(Box<Durable>),
+    Tracked(Box<Tracked>),
+}
+
+/// Is told how far events are dealt with, by who feeds the executor from elsewhere and can bring again what is not.
+pub trait ProgressSink: Debug + Send + Sync {
+    /// What made hooks run below this offset of the broker is dealt with: their records are safe. It is called from a task, so it must not block.
+    fn done_below(&self, offset: Offset);
+}
+
+/// A queue in memory of events that come again after a restart.
+#[derive(Debug)]
+pub(crate) struct Tracked {
+    subscription: Subscription,
+    progress: Progress,
+    sink: Arc<dyn ProgressSink>,
 }
 
 #[derive(Debug)]
@@ -27,6 +46,11 @@ pub(crate) struct Durable {
 }
 
 impl Feed {
+    pub(crate) fn tracked(subscription: Subscription, sink: Arc<dyn ProgressSink>) -> Self {
+        let progress = Progress { next: 0, open: BTreeMap::new() };
+        Feed::Tracked(Box::new(Tracked { subscription, progress, sink }))
+    }
+
     pub(crate) fn durable(subscription: DurableSubscription) -> Self {
         let progress = Progress { next: subscription.position().get(), open: BTreeMap::new() };
         Feed::Durable(Box::new(Durable { subscription, taken: Vec::new(), progress }))
@@ -36,6 +60,7 @@ impl Feed {
     pub(crate) async fn recv(&mut self) -> Option<Delivery<Received>> {
         match self {
             Feed::Memory(subscription) => subscription.recv().await,
+            Feed::Tracked(tracked) => tracked.subscription.recv().await,
             Feed::Durable(durable) => {
                 if durable.taken.is_empty() && !durable.subscription.recv_batch(ONE, &mut durable.taken).await {
                     return None;
@@ -52,28 +77,43 @@ impl Feed {
 
     /// So many hooks are to run for the event of that offset, the newest.
     pub(crate) fn begun(&mut self, offset: Offset, runs: usize) {
-        if let Feed::Durable(durable) = self {
-            durable.progress.begun(offset, runs);
-            durable.commit();
+        match self {
+            Feed::Memory(_) => {}
+            Feed::Durable(durable) => {
+                durable.progress.begun(offset, runs);
+                durable.commit();
+            }
+            Feed::Tracked(tracked) => {
+                tracked.progress.begun(offset, runs);
+                tracked.tell();
+            }
         }
     }
 
     /// One of them is done.
     pub(crate) fn done(&mut self, offset: Offset) {
-        if let Feed::Durable(durable) = self {
-            durable.progress.done(offset);
-            durable.commit();
+        match self {
+            Feed::Memory(_) => {}
+            Feed::Durable(durable) => {
+                durable.progress.done(offset);
+                durable.commit();
+            }
+            Feed::Tracked(tracked) => {
+                tracked.progress.done(offset);
+                tracked.tell();
+            }
         }
     }
 
     /// Whether what is not done comes again after a restart.
     pub(crate) fn is_durable(&self) -> bool {
-        matches!(self, Feed::Durable(_))
+        !matches!(self, Feed::Memory(_))
     }
 
     pub(crate) fn handle(&self) -> &SubscriptionHandle {
         match self {
             Feed::Memory(subscription) => subscription.handle(),
+            Feed::Tracked(tracked) => tracked.subscription.handle(),
             Feed::Durable(durable) => durable.subscription.handle(),
         }
     }
@@ -81,12 +121,23 @@ impl Feed {
     /// What tells how much waits, from any thread.
     pub(crate) fn probe(&self) -> Probe {
         match self {
-            Feed::Memory(subscription) => Probe { handle: subscription.handle().clone(), unread: None },
+            Feed::Memory(subscription) => {
+                Probe { handle: subscription.handle().clone(), unread: None, is_durable: false }
+            }
+            Feed::Tracked(tracked) => {
+                Probe { handle: tracked.subscription.handle().clone(), unread: None, is_durable: true }
+            }
             Feed::Durable(durable) => {
                 let (handle, unread) = (durable.subscription.handle().clone(), durable.subscription.probe());
-                Probe { handle, unread: Some(unread) }
+                Probe { handle, unread: Some(unread), is_durable: true }
             }
         }
+    }
+}
+
+impl Tracked {
+    fn tell(&self) {
+        self.sink.done_below(Offset::new(self.progress.position()));
     }
 }
 
@@ -101,6 +152,7 @@ impl Durable {
 pub(crate) struct Probe {
     handle: SubscriptionHandle,
     unread: Option<UnreadProbe>,
+    is_durable: bool,
 }
 
 impl Probe {
@@ -120,7 +172,7 @@ impl Probe {
     }
 
     pub(crate) fn is_durable(&self) -> bool {
-        self.unread.is_some()
+        self.is_durable
     }
 }
 

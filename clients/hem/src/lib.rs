@@ -80,6 +80,7 @@ mod text;
 
 pub use directory::{Loaded, load, load_file};
 pub use executor::{Again, Executor, ExecutorOptions, Preview, Resume, RunIf, TooManyAgain};
+pub use feed::ProgressSink;
 pub use hook::{Hook, Object, Order, Origin, Outcome, States, Trigger};
 pub use output::Output;
 pub use problem::{Problem, Severity};

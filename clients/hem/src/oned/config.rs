@@ -98,6 +98,27 @@ pub enum DebugLevel {
     Debug,
 }
 
+/// Where events come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventsFrom {
+    /// The ZeroMQ port of oned's driver.
+    Driver(Endpoint),
+    /// The journal of a hookbus daemon, at the first of these sockets that answers.
+    Daemon(Vec<PathBuf>),
+}
+
+impl fmt::Display for EventsFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EventsFrom::Driver(endpoint) => endpoint.fmt(f),
+            EventsFrom::Daemon(sockets) => {
+                let sockets: Vec<_> = sockets.iter().map(|socket| format!("unix://{}", socket.display())).collect();
+                f.write_str(&sockets.join(", "))
+            }
+        }
+    }
+}
+
 /// The settings of the executor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -108,7 +129,7 @@ pub struct Config {
     /// The same on hosts, for hooks with REMOTE = yes.
     pub remote_hook_base_path: PathBuf,
     /// Where events come from.
-    pub subscriber_endpoint: Endpoint,
+    pub subscriber_endpoint: EventsFrom,
     /// Where results go.
     pub replier_endpoint: Endpoint,
     /// How many hooks run at once.
@@ -145,7 +166,7 @@ impl Config {
             // The original has a slip of the pen in this path where ONE_LOCATION is set (`remotest`).
             hook_base_path: locations.var.join("remotes/hooks"),
             remote_hook_base_path: "/var/tmp/one/hooks".into(),
-            subscriber_endpoint: local(2101),
+            subscriber_endpoint: EventsFrom::Driver(local(2101)),
             replier_endpoint: local(2102),
             concurrency: 10,
         }
@@ -354,7 +375,7 @@ impl Reader {
             },
             ":hook_base_path" => config.hook_base_path = path(&text)?,
             ":remote_hook_base_path" => config.remote_hook_base_path = path(&text)?,
-            ":subscriber_endpoint" => config.subscriber_endpoint = endpoint(&text)?,
+            ":subscriber_endpoint" => config.subscriber_endpoint = events_from(&text)?,
             _ => config.replier_endpoint = endpoint(&text)?,
         }
         Ok(())
@@ -374,6 +395,26 @@ fn path(text: &str) -> Result<PathBuf, String> {
         return Err(format!("{:?} is no directory with its whole path; begin it with /", shown(text)));
     }
     Ok(text.into())
+}
+
+fn events_from(text: &str) -> Result<EventsFrom, String> {
+    let Some(socket) = text.trim().strip_prefix("unix:") else { return endpoint(text).map(EventsFrom::Driver) };
+    let socket = socket.strip_prefix("//").unwrap_or(socket);
+    if socket.is_empty() {
+        return Ok(EventsFrom::Daemon(default_sockets()));
+    }
+    if !socket.starts_with('/') || socket.contains('\0') {
+        let what =
+            "is no socket with its whole path; write unix:///run/hookbus/hookbus.sock, or unix: for the usual ones";
+        return Err(format!("{:?} {what}", shown(text)));
+    }
+    Ok(EventsFrom::Daemon(vec![socket.into()]))
+}
+
+/// Where a daemon listens that was not told where.
+fn default_sockets() -> Vec<PathBuf> {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("hookbus.sock"));
+    ["/run/hookbus/hookbus.sock", "/run/one/hookbus.sock"].map(PathBuf::from).into_iter().chain(runtime).collect()
 }
 
 fn endpoint(text: &str) -> Result<Endpoint, String> {
@@ -496,6 +537,7 @@ mod tests {
             (":debug_level: 4", "\"4\" is no level; write 0 (errors)"),
             (":hook_base_path: hooks", "begin it with /"),
             (":subscriber_endpoint: localhost:2101", "there is no `://` in it; write tcp://"),
+            (":subscriber_endpoint: unix://run/x", "is no socket with its whole path; write unix:///run/"),
             (":subscriber_endpoint: tcp://*:2101", "is an address to listen at"),
             (":replier_endpoint: tcp://localhost:0", "the port is missing"),
             ("a\nb", "/c:1:1: the file is no list of settings"),

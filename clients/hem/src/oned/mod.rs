@@ -32,7 +32,7 @@ mod rpc;
 
 pub use access::{Access, AccessError, DEFAULT_ENDPOINT, Session};
 pub use change::CHANGE_KEYS;
-pub use config::{Config, ConfigError, DebugLevel, Locations, MAX_CONCURRENCY, MAX_CONFIG_BYTES};
+pub use config::{Config, ConfigError, DebugLevel, EventsFrom, Locations, MAX_CONCURRENCY, MAX_CONFIG_BYTES};
 pub use load::{LoadError, Patience, load_all};
 pub use pool::{Pool, PoolError, PoolHook};
 pub use reply::Reply;

@@ -1,20 +1,21 @@
 //! From the driver's messages to the executor, with hooks as oned has them.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use hookbus_bridges::opennebula::{Input, Oddity, Parser};
-use hookbus_bridges::zeromq::{Frames, SubClient, SubEvent};
 use hookbus_broker::{Broker, EventId};
 use hookbus_hem::oned::{self, LoadError, OnedClient, Patience, Pool, RETRY_KEY, load_all};
 use hookbus_hem::store::{HookKey, Retry, Store};
 use hookbus_hem::{Again, EventRef, Executor, Hook, HookSet, Severity};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::is_change;
+use super::source::{Arrival, Cursor, Source};
 
 /// The longest message that is taken, as for a line from oned.
 pub(super) const MESSAGE_LIMIT_BYTES: usize = 256 << 20;
@@ -22,6 +23,11 @@ pub(super) const MESSAGE_LIMIT_BYTES: usize = 256 << 20;
 /// What is held while hooks are loaded, in messages and bytes. Beyond that, hooks run as they were loaded last.
 pub(super) const MOST_HELD: usize = 100_000;
 const MOST_HELD_BYTES: usize = 256 << 20;
+
+/// The same of a journal, where what isn't read waits; and how often it is looked whether there is room.
+const MOST_READ: usize = 1000;
+const MOST_READ_BYTES: usize = 64 << 20;
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// How long the first load waits for a connection to the driver, so that it comes behind the subscription.
 const FIRST_CONNECTION: Duration = Duration::from_secs(5);
@@ -35,7 +41,9 @@ const RELOAD_LIMIT: Duration = Duration::from_secs(10);
 const SKIPS_A_MINUTE: u32 = 10;
 
 pub(super) struct Ingest {
-    subscriber: SubClient,
+    source: Source,
+    /// How far that is dealt with, if it is a journal.
+    cursor: Option<Arc<Cursor>>,
     oned: OnedClient,
     broker: Broker,
     executor: Executor,
@@ -66,8 +74,16 @@ pub(super) struct Ingest {
 /// A message in its place.
 struct Held {
     number: u64,
-    key: Bytes,
-    content: Bytes,
+    /// Key and content; nothing where only the place counts.
+    message: Option<(Bytes, Bytes)>,
+    /// Its place in the journal that it comes from.
+    offset: Option<u64>,
+}
+
+impl Held {
+    fn bytes(&self) -> usize {
+        self.message.as_ref().map_or(0, |(key, content)| key.len() + content.len())
+    }
 }
 
 /// What is being done about hooks.
@@ -90,14 +106,17 @@ impl Drop for Load {
 
 /// Something that has happened.
 enum Step {
-    Event(SubEvent),
+    Event(Arrival),
+    /// There may be room again.
+    LookAgain,
     LoadNow,
     Loaded(Result<Pool, LoadError>),
 }
 
 impl Ingest {
     pub(super) fn new(
-        subscriber: SubClient,
+        source: Source,
+        cursor: Option<Arc<Cursor>>,
         oned: OnedClient,
         broker: Broker,
         executor: Executor,
@@ -105,7 +124,8 @@ impl Ingest {
         left: Vec<Retry>,
     ) -> Self {
         Ingest {
-            subscriber,
+            source,
+            cursor,
             oned,
             broker,
             executor,
@@ -144,15 +164,24 @@ impl Ingest {
     /// # Errors
     /// When the hooks could not be loaded even once.
     pub(super) async fn step(&mut self) -> Result<(), LoadError> {
+        let has_room = self.has_room();
         let step = tokio::select! {
             loaded = next_load(&mut self.load) => loaded,
-            event = self.subscriber.next_event() => Step::Event(event),
+            event = self.source.next(), if has_room => Step::Event(event),
+            () = sleep(LOOK_AGAIN), if !has_room => Step::LookAgain,
         };
         match step {
-            Step::Event(SubEvent::Message(frames)) => self.hold(frames),
-            Step::Event(SubEvent::Connected) => self.connected(),
-            Step::Event(SubEvent::Disconnected { reason }) => self.disconnected(&reason),
-            Step::Event(_) => {}
+            Step::Event(Arrival::Message { key, content, offset }) => self.hold(Some((key, content)), offset),
+            Step::Event(Arrival::Gap { offset }) => self.hold(None, Some(offset)),
+            Step::Event(Arrival::Strange { key, why, offset }) => {
+                self.skip(&key, why);
+                if offset.is_some() {
+                    self.hold(None, offset);
+                }
+            }
+            Step::Event(Arrival::Connected) => self.connected(),
+            Step::Event(Arrival::Disconnected { reason }) => self.disconnected(&reason),
+            Step::Event(Arrival::Nothing) | Step::LookAgain => {}
             Step::LoadNow => self.start_load(),
             Step::Loaded(Ok(pool)) => self.loaded(&pool),
             Step::Loaded(Err(e)) if !self.has_hooks => return Err(e),
@@ -167,8 +196,17 @@ impl Ingest {
         Ok(())
     }
 
+    /// Whether more is to be read. Of a driver always: what it publishes is lost otherwise.
+    fn has_room(&self) -> bool {
+        !self.source.keeps()
+            || self.held.len() < MOST_READ
+                && self.held_bytes < MOST_READ_BYTES
+                && self.executor.waiting() < MOST_READ as u64
+    }
+
     fn connected(&mut self) {
         match self.away_since.take() {
+            _ if self.source.keeps() => tracing::info!("connected to the daemon, whose journal is followed"),
             None => tracing::info!("connected to the publisher of oned's driver"),
             Some(since) => {
                 let seconds = since.elapsed().as_secs_f32();
@@ -181,7 +219,8 @@ impl Ingest {
     fn disconnected(&mut self, reason: &str) {
         if self.away_since.is_none() {
             self.away_since = Some(Instant::now());
-            tracing::warn!("no connection to the publisher of oned's driver, it is tried again: {reason}");
+            let who = if self.source.keeps() { "the daemon" } else { "the publisher of oned's driver" };
+            tracing::warn!("no connection to {who}, it is tried again: {reason}");
         }
     }
 
@@ -251,16 +290,10 @@ impl Ingest {
         }
     }
 
-    fn hold(&mut self, frames: Frames) {
-        let [key, content] = match <[_; 2]>::try_from(frames) {
-            Ok(frames) => frames,
-            Err(frames) => {
-                self.skip(&frames[0], "it has not two frames");
-                return;
-            }
-        };
-        self.held_bytes += key.len() + content.len();
-        self.held.push_back(Held { number: self.received, key, content });
+    fn hold(&mut self, message: Option<(Bytes, Bytes)>, offset: Option<u64>) {
+        let held = Held { number: self.received, message, offset };
+        self.held_bytes += held.bytes();
+        self.held.push_back(held);
         self.received += 1;
     }
 
@@ -277,31 +310,40 @@ impl Ingest {
                 );
             }
             let Some(first) = self.held.front() else { return };
-            if !is_full && first.number >= self.loaded_at && is_change(&first.key) {
+            let tells_of_change = first.message.as_ref().is_some_and(|(key, _)| is_change(key));
+            if !is_full && first.number >= self.loaded_at && tells_of_change {
                 self.start_load();
                 // This one and all that came behind it are covered when it has ended.
                 return;
             }
-            let Some(Held { key, content, .. }) = self.held.pop_front() else { return };
-            self.held_bytes -= key.len() + content.len();
-            self.take(&key, content);
+            let Some(held) = self.held.pop_front() else { return };
+            self.held_bytes -= held.bytes();
+            let Held { message, offset, .. } = held;
+            let matched = self.executor.matched();
+            let local = message.and_then(|(key, content)| self.take(&key, content));
+            if let (Some(cursor), Some(offset)) = (&self.cursor, offset) {
+                // What no hook is for is dealt with.
+                cursor.passed(offset, local.filter(|_| self.executor.matched() > matched));
+            }
         }
     }
 
-    /// Gives a message to the executor.
-    fn take(&mut self, key: &[u8], content: Bytes) {
+    /// Gives a message to the executor; answers its offset there.
+    fn take(&mut self, key: &[u8], content: Bytes) -> Option<u64> {
         if key == RETRY_KEY.as_bytes() {
             self.retry(&content);
-            return;
+            return None;
         }
         match self.parser.content(content) {
             Input::Message { message, oddity: None | Some(Oddity::LongKey) } => {
-                if let Err(e) = self.broker.publish_now(message) {
-                    self.skip(key, &e.to_string());
+                match self.broker.publish_now(message) {
+                    Ok(offset) => return Some(offset.get()),
+                    Err(e) => self.skip(key, &e.to_string()),
                 }
             }
             _ => self.skip(key, "its content is no event"),
         }
+        None
     }
 
     fn retry(&mut self, content: &[u8]) {

@@ -15,7 +15,8 @@
 //!
 //! # Guarantees
 //!
-//! - **Events** are lost while there is no connection to the driver, as with the original, and at the executor's high-water mark; both are logged.
+//! - **Events** of the driver are lost while there is no connection to it, as with the original, and at the executor's high-water mark; both are logged. Those of
+//!   a daemon's journal are not: `source.rs` has that.
 //!   Where oned takes so long to tell its hooks that 100,000 events or 256 MiB wait, hooks run for them as they were loaded last.
 //! - **Results** are in the store before they are sent, and stay there until the driver has answered. A lost answer is asked for
 //!   again on a new connection, and what was answered in the last milliseconds before a crash is sent again, so oned may have a record twice.
@@ -26,6 +27,7 @@
 
 mod ingest;
 mod outbox;
+mod source;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,15 +35,16 @@ use std::time::Duration;
 
 use hookbus_bridges::zeromq::{ClientOptions, SubClient};
 use hookbus_broker::Broker;
-use hookbus_hem::oned::{Access, AccessError, CHANGE_KEYS, Config, LoadError, OnedClient, RETRY_KEY};
-use hookbus_hem::store::{OpenError, Store, StoreOptions};
-use hookbus_hem::{Executor, ExecutorOptions, HookSet};
+use hookbus_hem::oned::{Access, AccessError, CHANGE_KEYS, Config, EventsFrom, LoadError, OnedClient, RETRY_KEY};
+use hookbus_hem::store::{OpenError, Store, StoreError, StoreOptions};
+use hookbus_hem::{Executor, ExecutorOptions, HookSet, ProgressSink};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use self::ingest::Ingest;
 use self::outbox::Outbox;
+use self::source::{Cursor, Journal, Source};
 use crate::log::LogFile;
 
 /// What is subscribed to: each event once, and what somebody wants to run again.
@@ -73,6 +76,8 @@ pub(crate) enum ServerError {
     #[error(transparent)]
     Store(#[from] OpenError),
     #[error(transparent)]
+    Cursor(#[from] StoreError),
+    #[error(transparent)]
     Load(#[from] LoadError),
     #[error("cannot wait for signals: {0}")]
     Signals(std::io::Error),
@@ -89,7 +94,15 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServerError> {
     let store = Store::open(&state_dir, StoreOptions::default())?;
 
     let client = ClientOptions::default().message_limit_bytes(ingest::MESSAGE_LIMIT_BYTES);
-    let subscriber = SubClient::connect_with(config.subscriber_endpoint.clone(), PREFIXES, client);
+    let (source, cursor) = match &config.subscriber_endpoint {
+        EventsFrom::Driver(endpoint) => {
+            (Source::Driver(SubClient::connect_with(endpoint.clone(), PREFIXES, client)), None)
+        }
+        EventsFrom::Daemon(sockets) => {
+            let (cursor, next) = (Cursor::new(), store.cursor_blocking()?);
+            (Source::Journal(Box::new(Journal::new(sockets.clone(), Arc::clone(&cursor), next))), Some(cursor))
+        }
+    };
     let outbox = Outbox::start(store.clone(), config.replier_endpoint.clone());
 
     let broker = Broker::default();
@@ -99,13 +112,15 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServerError> {
     options.concurrency = config.concurrency;
     options.recorders.push(Arc::new(outbox.recorder()));
     options.repeats_are_kept = true;
+    options.progress = cursor.clone().map(|cursor| cursor as Arc<dyn ProgressSink>);
     let executor = Executor::start(&broker, HookSet::default(), options);
 
     let left = store.retries_blocking().unwrap_or_else(|e| {
         tracing::error!("{e}; what waits to be repeated isn't");
         Vec::new()
     });
-    let mut ingest = Ingest::new(subscriber, oned, broker, executor, store.clone(), left);
+    let mut ingest = Ingest::new(source, cursor.clone(), oned, broker, executor, store.clone(), left);
+    let writing = cursor.as_ref().map(|cursor| cursor.write(store.clone()));
     let ended = loop {
         tokio::select! {
             biased;
@@ -123,6 +138,10 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServerError> {
     };
     tracing::info!("ends");
     ingest.into_executor().shutdown(Instant::now() + LAST_HOOKS).await;
+    if let (Some(cursor), Some(writing)) = (cursor, writing) {
+        writing.abort();
+        cursor.write_last(&store).await;
+    }
     outbox.shutdown(LAST_RESULTS).await;
     let lost = store.close(LAST_WRITE).await;
     if lost > 0 {

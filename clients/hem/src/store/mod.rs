@@ -15,7 +15,7 @@
 //! | `schema.rs` | the file: layout, versions, lock |
 //! | `writer.rs` | the thread that writes: batches, trouble with the disk |
 //! | `readers.rs` | the connections that read |
-//! | `hook.rs`, `execution.rs`, `outbox.rs`, `retry.rs` | the four things that are kept |
+//! | `hook.rs`, `execution.rs`, `outbox.rs`, `retry.rs`, `cursor.rs` | what is kept |
 //! | `id.rs`, `error.rs`, `status.rs` | names, errors, counters |
 //!
 //! # Guarantees
@@ -61,6 +61,7 @@
 //! # }).unwrap();
 //! ```
 
+mod cursor;
 mod error;
 mod execution;
 mod hook;
@@ -83,7 +84,7 @@ use std::task::{Context, Poll, ready};
 use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use hookbus_broker::Timestamp;
+use hookbus_broker::{EventId, Timestamp};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -482,6 +483,25 @@ impl Store {
             Err(HookError::Store(error)) => Err(error),
             Err(_) => Err(StoreError::Closed),
         }
+    }
+}
+
+/// The cursor: how far a source of events is dealt with.
+impl Store {
+    /// Sets the event to go on with. It never waits and never blocks, as [`record`](Store::record), and is committed behind the records that were given before.
+    ///
+    /// # Errors
+    /// The answer is an error when the queue is full, or the store is closed.
+    pub fn set_cursor(&self, next: EventId) -> Pending<()> {
+        self.submit(Change { cursor: Some(next), ..Change::default() }, |_| Ok(()))
+    }
+
+    /// The event to go on with, if that was ever set. It waits for the disk: for a start.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn cursor_blocking(&self) -> Result<Option<EventId>, StoreError> {
+        self.inner.readers.read_blocking(cursor::get)
     }
 }
 

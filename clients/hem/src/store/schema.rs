@@ -2,7 +2,7 @@
 //!
 //! | table | a row is | columns |
 //! | --- | --- | --- |
-//! | `meta` | a number that is kept | `name` (`next_hook`, `outbox_dropped`), `value` |
+//! | `meta` | a number that is kept | `name` (`next_hook`, `outbox_dropped`, `cursor_log`, `cursor_offset`), `value` |
 //! | `hooks` | a hook of the store | `id`, `name`, `template`, `created_ms`, `changed_ms`, `locked` |
 //! | `logs` | a hook, of any origin, that has run | `number`, `hook` (a [`HookKey`](super::HookKey)), `next` (the next execution's id) |
 //! | `executions` | an execution | `log` and `id`, what is known of it, its outputs at the end |

@@ -22,10 +22,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use hookbus_broker::Timestamp;
+use hookbus_broker::{EventId, Timestamp};
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::cursor;
 use super::error::{HookError, StoreError, is_hopeless, is_of_the_moment};
 use super::execution::{self, Execution, Logs};
 use super::hook::{self, HookCommand, Refusal, StoredHook};
@@ -96,6 +97,8 @@ pub(super) struct Change {
     pub(super) sent: Option<OutboxId>,
     /// The last of those that were sent, in order.
     pub(super) sent_through: Option<OutboxId>,
+    /// How far a source of events is dealt with.
+    pub(super) cursor: Option<EventId>,
 }
 
 /// What came of it.
@@ -146,6 +149,9 @@ impl Work {
                     } else {
                         batch.retries_refused += 1;
                     }
+                }
+                if let Some(cursor) = change.cursor {
+                    cursor::set(connection, cursor)?;
                 }
                 if let Some(sent) = change.sent {
                     done.removed += u64::from(batch.committed.outbox.remove(connection, sent)?);
