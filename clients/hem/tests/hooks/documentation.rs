@@ -90,6 +90,54 @@ fn load(template: &str) -> (Option<Hook>, Vec<String>) {
     (hook, errors.collect())
 }
 
+/// OpenNebula's own example hooks, which start machines again when their host is back.
+const AUTOSTART_HOST: &str = "NAME = autostart-host\nTYPE = state\nCOMMAND = autostart/host\nARGUMENTS = $TEMPLATE\n\
+    ARGUMENTS_STDIN = yes\nRESOURCE = HOST\nSTATE = MONITORED\n";
+const AUTOSTART_VM: &str = "NAME = autostart-vm\nTYPE = state\nCOMMAND = autostart/vm\nARGUMENTS = $TEMPLATE\nARGUMENTS_STDIN = yes\n\
+    RESOURCE = VM\nSTATE = POWEROFF\nLCM_STATE = LCM_INIT\nON = CUSTOM\n";
+
+/// They run for these events, and for no others, and read the host or the machine from their standard input.
+#[test]
+fn autostart_hooks_run_when_they_should() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        std::fs::create_dir(rig.path("autostart")).unwrap();
+        for (name, template) in [("host", AUTOSTART_HOST), ("vm", AUTOSTART_VM)] {
+            rig.template(name, template);
+            rig.script(&format!("autostart/{name}"), "#!/bin/sh\n[ $# = 0 ] && base64 -d\n");
+        }
+        let executor = rig.start();
+        let (mut hosts, mut machines) = (0, 0);
+        for event in recorded_events() {
+            let is = |begin: &str| event.keys().any(|key| key.starts_with(begin.as_bytes()));
+            hosts += usize::from(is("EVENT STATE HOST/MONITORED//"));
+            machines += usize::from(is("EVENT STATE VM/POWEROFF/LCM_INIT/"));
+            rig.broker.publish(event).await.unwrap();
+        }
+        assert!(hosts > 0 && machines > 0, "{hosts} and {machines} were recorded");
+        for _ in 0..hosts + machines {
+            let record = rig.record().await;
+            assert_eq!(record.ending, Ending::Exited(0), "{record:?}");
+            let (counted, element) = match record.hook.name.as_str() {
+                "autostart-host" => (&mut hosts, "HOST"),
+                _ => (&mut machines, "VM"),
+            };
+            *counted -= 1;
+            let object = record.stdout.text();
+            assert!(
+                object.starts_with(&format!("<{element}>")) && object.ends_with(&format!("</{element}>")),
+                "{object}"
+            );
+            let id = record.event.key.trim_end().rsplit('/').next().unwrap();
+            assert!(object.contains(&format!("<ID>{id}</ID>")), "{id} in {object}");
+            assert!(record.command.ends_with(&format!("autostart/{}", element.to_lowercase())), "{}", record.command);
+        }
+        assert_eq!((hosts, machines), (0, 0));
+        executor.shutdown(Instant::now() + PATIENCE).await;
+        assert!(rig.try_record().is_none());
+    });
+}
+
 #[test]
 fn its_templates_are_understood() {
     for (template, trigger, arguments, stdin) in [
@@ -120,20 +168,8 @@ fn its_templates_are_understood() {
             "$TEMPLATE pending",
             false,
         ),
-        (
-            "NAME = autostart-host\nTYPE = state\nCOMMAND = autostart/host\nARGUMENTS = $TEMPLATE\nARGUMENTS_STDIN = yes\n\
-             RESOURCE = HOST\nSTATE = MONITORED\n",
-            "state HOST/MONITORED",
-            "$TEMPLATE",
-            true,
-        ),
-        (
-            "NAME = autostart-vm\nTYPE = state\nCOMMAND = autostart/vm\nARGUMENTS = $TEMPLATE\nARGUMENTS_STDIN = yes\nRESOURCE = VM\n\
-             STATE = POWEROFF\nLCM_STATE = LCM_INIT\nON = CUSTOM\n",
-            "state VM/POWEROFF/LCM_INIT",
-            "$TEMPLATE",
-            true,
-        ),
+        (AUTOSTART_HOST, "state HOST/MONITORED", "$TEMPLATE", true),
+        (AUTOSTART_VM, "state VM/POWEROFF/LCM_INIT", "$TEMPLATE", true),
     ] {
         let (hook, problems) = load(template);
         assert_eq!(problems, [""; 0], "{template}");
