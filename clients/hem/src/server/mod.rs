@@ -22,9 +22,10 @@
 //!   again on a new connection, and what was answered in the last milliseconds before a crash is sent again, so oned may have a record twice.
 //!   Beyond 10,000 results or 256 MiB the oldest go, which is logged.
 //! - **Repetitions** (RETRIES), and runs with RETRIES that the end cut off, are in the store with the record of the attempt before, and go on after the next
-//!   start or a crash. What has failed for the last time is told in the log; its record is one that `onehook retry` runs again.
+//!   start or a crash. What has failed for the last time is a dead letter (`dead_letters.rs`).
 //! - Nothing that comes over the bus ends it. A message that makes no sense is logged, ten times a minute at most, and skipped.
 
+mod dead_letters;
 mod ingest;
 mod outbox;
 mod source;
@@ -42,6 +43,7 @@ use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
+use self::dead_letters::DeadLetters;
 use self::ingest::Ingest;
 use self::outbox::Outbox;
 use self::source::{Cursor, Journal, Source};
@@ -103,7 +105,7 @@ pub(crate) async fn run(settings: Settings) -> Result<(), ServerError> {
             (Source::Journal(Box::new(Journal::new(sockets.clone(), Arc::clone(&cursor), next))), Some(cursor))
         }
     };
-    let outbox = Outbox::start(store.clone(), config.replier_endpoint.clone());
+    let outbox = Outbox::start(store.clone(), config.replier_endpoint.clone(), DeadLetters::in_directory(&state_dir));
 
     let broker = Broker::default();
     let mut options = ExecutorOptions::default();

@@ -25,6 +25,8 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use super::dead_letters::DeadLetters;
+
 /// How long an answer is waited for, reconnects included, before that is told.
 const ANSWER: Duration = Duration::from_secs(10);
 /// How many results are read from the store together, and about how many bytes; each may have some MiB of output.
@@ -40,13 +42,14 @@ const LINE_RESULT_BYTES: usize = 8 << 10;
 /// The tasks that send.
 pub(super) struct Outbox {
     store: Store,
+    dead_letters: DeadLetters,
     written: mpsc::UnboundedSender<Written>,
     sender: JoinHandle<()>,
     others: [JoinHandle<()>; 2],
 }
 
 impl Outbox {
-    pub(super) fn start(store: Store, endpoint: Endpoint) -> Self {
+    pub(super) fn start(store: Store, endpoint: Endpoint, dead_letters: DeadLetters) -> Self {
         let line = Arc::new(Line::default());
         let (written, to_courier) = mpsc::unbounded_channel();
         let (answered, to_remover) = watch::channel(None);
@@ -59,12 +62,12 @@ impl Outbox {
             failing: false,
         };
         let others = [tokio::spawn(courier(to_courier, line)), tokio::spawn(remover(to_remover, store.clone()))];
-        Outbox { store, written, sender: tokio::spawn(sender.run()), others }
+        Outbox { store, dead_letters, written, sender: tokio::spawn(sender.run()), others }
     }
 
     /// What takes the executor's records.
     pub(super) fn recorder(&self) -> Results {
-        Results { store: self.store.clone(), written: self.written.clone() }
+        Results { store: self.store.clone(), dead_letters: self.dead_letters.clone(), written: self.written.clone() }
     }
 
     /// Waits until everything is sent, but not for longer than this.
@@ -103,12 +106,17 @@ struct Written {
 #[derive(Debug)]
 pub(super) struct Results {
     store: Store,
+    dead_letters: DeadLetters,
     written: mpsc::UnboundedSender<Written>,
 }
 
 impl Recorder for Results {
     fn record(&self, record: &Arc<Record>) -> Option<Kept> {
         let Origin::Oned { id } = record.hook.origin else { return None };
+        if record.is_final_failure() {
+            // Rare, and a small file: it is there before its attempt counts as made.
+            self.dead_letters.add(id, record);
+        }
         let key = HookKey::Oned(u64::try_from(id).unwrap_or_default());
         let mut completion = Completion::of_record(key, record);
         completion.message = Reply::of(record).map(|reply| reply.to_request().into_bytes());

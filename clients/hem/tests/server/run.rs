@@ -309,6 +309,15 @@ async fn repetitions_outlive_it() {
     cloud.logged("1 runs were to be repeated, or were cut off; they go on").await;
     assert_eq!(cloud.output().await, (0, "EVENT API one.vm.rename 1 x\n".into(), false));
     cloud.logged("that was the last attempt").await;
+    let letters = fs::read_dir(cloud.path("var/hookbus-hem/dead-letters")).unwrap();
+    let letters: Vec<_> = letters.map(|letter| fs::read_to_string(letter.unwrap().path()).unwrap()).collect();
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    let letter: serde_json::Value = serde_json::from_str(&letters[0]).unwrap();
+    assert_eq!(
+        (letter["hook_id"].as_i64(), letter["attempt"].as_i64(), letter["code"].as_i64()),
+        (Some(0), Some(2), Some(1))
+    );
+    assert_eq!((letter["arguments"].as_str(), &letter["environment"]["HOOKBUS_KEY"]), (Some("x"), &letter["key"]));
     cloud.stop().await;
 }
 
