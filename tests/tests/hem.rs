@@ -210,6 +210,14 @@ fn with_a_daemons_journal_it_misses_nothing() {
     let xml = format!("<HOOK_MESSAGE><ARGUMENTS>{arguments}</ARGUMENTS><HOOK_ID>3</HOOK_ID></HOOK_MESSAGE>");
     hm.feed(format!("RETRY  -1 {} \n", BASE64_STANDARD.encode(xml)).as_bytes());
     ran(&["again"]);
+
+    // A journal that was thrown away is another one, and read from its beginning.
+    daemon.stop();
+    fs::remove_dir_all(home.path().join("state/journal")).expect("the daemon's journal");
+    hm.feed(&running(11));
+    let daemon = home.serve();
+    front_end.logged("the daemon has another journal than before", 1);
+    ran(&["11"]);
     front_end.stop();
     hm.finalize();
     daemon.stop();

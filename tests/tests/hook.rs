@@ -134,6 +134,12 @@ fn a_wrong_template_creates_nothing_and_says_what_is_wrong() {
         let told = told(&refused).replace(&format!("{file}: "), &format!("{file}:"));
         assert!(told.contains(&format!("error: {file}{expected}").replace(": CALL", ":CALL")), "{text}: {told}");
     }
+    let large = template(&home, "large.tmpl", &"x".repeat(3 << 20));
+    let refused = home.run(&["hook", "create", &large]);
+    assert!(told(&refused).contains("it has 3145728 bytes; a template has 1048576 at most"), "{}", told(&refused));
+    fs::write(home.path().join("binary"), [0xFF; 100]).expect("a file");
+    let refused = home.run(&["hook", "create", &home.path().join("binary").display().to_string()]);
+    assert!(told(&refused).contains("the template is no text: byte 0 is no UTF-8"), "{}", told(&refused));
     assert_eq!(out(&home.run(&["hook", "list", "--no-header"])), "");
     daemon.stop();
 }
@@ -163,7 +169,7 @@ fn hooks_are_changed_and_stay_so() {
     run(&["lock", "0"]);
     assert!(refused(&["delete", "0"]).contains("hook 0 (first) is locked; unlock it first"));
     assert!(refused(&["rename", "first", "x"]).contains("is locked"));
-    run(&["delete", "2..3"]);
+    assert!(refused(&["delete", "3..4,2"]).contains("there is no hook with the id 4"), "the others are deleted");
     assert!(refused(&["show", "3"]).contains("there is no hook with the id 3"));
     assert!(refused(&["rename", "of-a-file", "x"]).contains("is a template file; edit "));
 

@@ -212,7 +212,7 @@ fn wrong_arguments_are_told_and_the_rest_is_served() {
 fn a_wrong_configuration_is_told_and_the_rest_is_used() {
     let port = free_port();
     let text = format!(
-        "[zeromq]\npublisher = \"tcp://127.0.0.1:{port}\"\nhwn = 3\n[broker]\nmax_bytes = 1\n[hooks]\nrun_if = \"true\"\n"
+        "[zeromq]\npublisher = \"tcp://127.0.0.1:{port}\"\nhwn = 3\n[broker]\nmax_bytes = 1\n[http]\ntoken_file = \"/nowhere\"\n"
     );
     let (_directory, path) = file("hookbus.toml", &text);
     let mut driver = Driver::start(hookbus().arg(format!("hm -l {} --config {}", free_port(), path.display()))).init();

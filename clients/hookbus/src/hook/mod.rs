@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use hookbus_bridges::http::{Client, ClientError};
+use hookbus_hem::template::MAX_TEMPLATE_BYTES;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -232,10 +233,15 @@ pub(crate) fn run(global: &GlobalArgs, command: HookCommand) -> ExitCode {
             post(&client, &path(&hook, "/rename"), &body).await.map(drop)
         }),
         Delete { hooks, client } => client::run(global, &client, async |client| {
+            let mut failed = Vec::new();
             for hook in ids(&hooks)? {
-                client.delete(&path(&hook, "")).await?;
+                match client.delete(&path(&hook, "")).await {
+                    Ok(()) => {}
+                    Err(ClientError::Refused { detail, .. }) => failed.push(detail),
+                    Err(e) => return Err(e.into()),
+                }
             }
-            Ok(())
+            if failed.is_empty() { Ok(()) } else { Err(Failure::Work(failed.join("\nerror: "))) }
         }),
         Lock { hook, client } => client::run(global, &client, async |client| {
             post(&client, &path(&hook, "/lock"), &Value::Null).await.map(drop)
@@ -267,7 +273,7 @@ pub(crate) fn run(global: &GlobalArgs, command: HookCommand) -> ExitCode {
 }
 
 async fn create(client: &Client, file: &Path) -> Result<(), Failure> {
-    let template = read(file)?;
+    let template = read_template(file)?;
     let answer = client.post("/v1/hooks", &[], template.into()).await.map_err(|e| of_template(file, e))?;
     let answer = understood(&answer)?;
     tell_warnings(file, &answer);
@@ -276,7 +282,7 @@ async fn create(client: &Client, file: &Path) -> Result<(), Failure> {
 
 async fn update(client: &Client, hook: &str, file: Option<&Path>, append: bool) -> Result<(), Failure> {
     let (template, name) = match file {
-        Some(file) => (read(file)?, file.to_owned()),
+        Some(file) => (read_template(file)?, file.to_owned()),
         None => {
             let answer = get(client, &path(hook, "")).await?;
             let before = if append { "" } else { string(&answer["template"]) };
@@ -352,6 +358,16 @@ fn read(file: &Path) -> Result<Vec<u8>, Failure> {
         return read.map(|_| text).map_err(|e| Failure::Work(format!("cannot read standard input: {e}")));
     }
     std::fs::read(file).map_err(|e| Failure::Work(format!("cannot read {}: {e}", file.display())))
+}
+
+/// A template, as far as that can be told from here.
+fn read_template(file: &Path) -> Result<Vec<u8>, Failure> {
+    let text = read(file)?;
+    if text.len() > MAX_TEMPLATE_BYTES {
+        let what = format!("{}: it has {} bytes; a template has {MAX_TEMPLATE_BYTES} at most", shown(file), text.len());
+        return Err(Failure::Work(what));
+    }
+    Ok(text)
 }
 
 /// The path of a hook, or of something of it.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::{Path, Query, State as Shared};
+use axum::extract::{DefaultBodyLimit, Path, Query, State as Shared};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -36,6 +36,7 @@ pub(in crate::daemon) fn routes(state: &Arc<State>) -> Router {
         .route("/v1/hooks/{hook}/executions/{execution}", get(show_execution))
         .route("/v1/hooks/{hook}/executions/{execution}/retry", post(retry))
         .route("/v1/executions", get(log))
+        .layer(DefaultBodyLimit::max(state.config.limits.http_body_bytes.bytes()))
         .with_state(Arc::clone(state))
 }
 
@@ -72,7 +73,7 @@ async fn create(
     let hooks = hooks(&state)?;
     let store = hooks.store()?;
     let text = template_text(body)?;
-    let Checked { hook, warnings } = check(&text, None, import)?;
+    let Checked { hook, warnings } = check(&text, import)?;
     let _changing = hooks.changing.lock().await;
     hooks.check_name(&hook.name)?;
     let mut stored = store.create_hook(hook.name.as_str(), text).await.map_err(refused)?;
@@ -146,7 +147,11 @@ async fn update(
     let _changing = hooks.changing.lock().await;
     let old = hooks.stored(&name).await?;
     let text = updated(&old, &text, append)?;
-    let Checked { hook, warnings } = check(&text, Some(&old.name), false)?;
+    let Checked { hook, mut warnings } = check(&text, false)?;
+    if hook.name != old.name {
+        warnings.push(format!("NAME = {} has no effect, the hook is called {}; rename it", hook.name, old.name));
+    }
+    let hook = Hook { name: old.name.clone(), ..hook };
     let stored = store.update_hook(old.id, text).await.map_err(refused)?;
     let answer = json!({ "id": stored.id, "name": stored.name, "warnings": hooks.with_obstacle(&hook, warnings) });
     hooks.put(stored.id.get(), hook_of(&stored).0);
@@ -377,10 +382,13 @@ impl Hooks {
 
     async fn find(&self, name: &str) -> Result<Named, Problem> {
         let wanted = HookRef::parse(name);
-        if let Ok(store) = &self.store
-            && let Some(stored) = store.hook(wanted.clone()).await.map_err(store_failed)?
-        {
-            return Ok(Named::Stored(stored));
+        if let Ok(store) = &self.store {
+            // Digits are an id; where nothing has that, they are a name.
+            for wanted in [wanted.clone(), HookRef::Name(name.to_owned())] {
+                if let Some(stored) = store.hook(wanted).await.map_err(store_failed)? {
+                    return Ok(Named::Stored(stored));
+                }
+            }
         }
         let file = self.sources.lock().files.iter().find(|hook| hook.name == name).cloned();
         file.map(Named::File).ok_or_else(|| refused(HookError::NoSuchHook(wanted)))
@@ -432,8 +440,8 @@ struct Checked {
     warnings: Vec<String>,
 }
 
-/// Whether a template makes a hook; one that has a name already keeps it.
-fn check(text: &str, name: Option<&str>, import: bool) -> Result<Checked, Problem> {
+/// Whether a template makes a hook.
+fn check(text: &str, import: bool) -> Result<Checked, Problem> {
     let template = Template::parse(text).map_err(|e| Problem::bad_request(e.to_string()))?;
     let read = if import { Hook::from_template } else { Hook::check };
     let (hook, problems) = read(&template, &Origin::Program);
@@ -442,7 +450,7 @@ fn check(text: &str, name: Option<&str>, import: bool) -> Result<Checked, Proble
     };
     let warnings = told(Severity::Warning);
     match hook {
-        Some(hook) => Ok(Checked { hook: Hook { name: name.unwrap_or(&hook.name).to_owned(), ..hook }, warnings }),
+        Some(hook) => Ok(Checked { hook, warnings }),
         // A line for each, so that a client can say in which file.
         None => Err(Problem::bad_request(told(Severity::Error).join("\n"))),
     }
