@@ -8,6 +8,7 @@
 //! | `amqp` | `amqp` | events to AMQP 0.9.1 brokers |
 //! | `cloudevents` | `cloudevents` | what the buses agree about: events as CloudEvents 1.0, in and out |
 //! | `delivery` | `delivery` | what the buses share: names, letters, the delivery ledger, dead letters |
+//! | `ganeti` | `ganeti` | what Ganeti's hooks tell, as events |
 //! | `http` | `http` | events published and followed over HTTP, status and metrics; server and client |
 //! | `mqtt` | `mqtt` | events to MQTT brokers |
 //! | `nats` | `nats` | events to NATS, with JetStream or without |
@@ -21,6 +22,8 @@ pub mod amqp;
 pub mod cloudevents;
 #[cfg(feature = "delivery")]
 pub mod delivery;
+#[cfg(feature = "ganeti")]
+pub mod ganeti;
 #[cfg(feature = "http")]
 pub mod http;
 #[cfg(feature = "mqtt")]

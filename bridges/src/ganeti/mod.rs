@@ -1,0 +1,20 @@
+//! What Ganeti tells: the environments of its hooks, as events.
+//!
+//! Ganeti runs the scripts of a directory before and after each operation, on several nodes at once, each with the same environment: `PATH` and
+//! `GANETI_*`. In the phase `post` the variables of `pre` are there unchanged, and with them `GANETI_POST_*`, the same set anew. There is no id of an
+//! operation, and nothing says on which node a script runs. (Ganeti 3.0: `lib/hooksmaster.py`, `lib/backend.py`; 337 recorded environments are
+//! the test.)
+//!
+//! A [`HookRun`] is one of these environments, read. It has
+//!
+//! - the **keys** of its event, `EVENT INSTANCE web1/instance-start/post ` and `EVENT GANETI INSTANCE/instance-start/post/web1 `;
+//! - a **digest**, the same on all nodes: with it the reports of one operation are told from those of another;
+//! - its **data**, a JSON object: the environment untouched, and what it flattens as objects and lists (`data.rs`).
+//!
+//! Nothing of an environment is lost: what isn't known is in `env` and, in lower case, among the rest. Values stay text, as Ganeti has written
+//! them (`True`, `None`, `128`): what they mean depends on the variable, and a later Ganeti may mean something else.
+
+mod data;
+mod run;
+
+pub use run::{HookRun, NoHookRun, Phase};
