@@ -368,6 +368,9 @@ fn repetitions_outlive_the_daemon_and_the_last_failure_is_a_dead_letter() {
     assert_eq!(letter["key"], "app x");
 
     fs::write(home.path().join("good"), "").expect("a file");
+    // Also where the hook isn't repeated any more, the run is done with once it has run.
+    home.hook("fail", "NAME = fail\nTYPE = event\nPREFIX = \"app \"\nCOMMAND = fail.sh\n");
+    second.reload();
     assert!(home.run(&["dlq", "retry", "--all"]).status.success());
     wait_until("it to have run once more", || if count() == 4 { Ok(()) } else { Err(count()) });
     wait_until("no letter", || match letters()["total"].as_u64() {
@@ -400,6 +403,7 @@ fn repetitions_outlive_the_daemon_and_the_last_failure_is_a_dead_letter() {
         _ => Err(begun()),
     });
     fourth.stop();
+    assert_eq!(count(), 4, "nothing of the other was left to be repeated");
 }
 
 /// A store that can't be opened costs its hooks and the log, and says so; nothing else.

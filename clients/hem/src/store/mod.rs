@@ -179,8 +179,8 @@ impl Completion {
                 environment: owned(&record.environment),
             }
         });
-        let retried = (record.hook.retries > 0).then_some(id);
-        Completion { retry, retried, ..Execution::of_record(hook, record).into() }
+        // Also where the hook has no RETRIES by now.
+        Completion { retry, retried: Some(id), ..Execution::of_record(hook, record).into() }
     }
 }
 

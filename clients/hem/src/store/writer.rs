@@ -136,6 +136,7 @@ impl Work {
                 }
                 // First out, then in: a retry that failed and is due again takes the place of the one that it was.
                 if let Some(retried) = change.retried
+                    && batch.committed.retries > 0
                     && retry::remove(connection, retried)?
                 {
                     batch.committed.retries = batch.committed.retries.saturating_sub(1);
