@@ -11,7 +11,7 @@
 use std::env;
 use std::time::{Duration, Instant};
 
-use hookbus_tests::{Collector, Home, Kind, Load, LoadOptions, Server, check_delivery};
+use hookbus_tests::{Collector, Home, Kind, Load, LoadOptions, Server, check_delivery, wait_until};
 use serde_json::Value;
 
 /// The value of a variable that makes these tests larger or smaller.
@@ -115,8 +115,12 @@ fn the_log_tells_of_each_outage() {
         home.until_bridge("nats", "to try again and again", |bridge| bridge["attempt"].as_u64() > Some(3));
         server.come_up();
         home.until_bridge("nats", "to be back", ready);
-        let told = (told("bridge nats: the connection to"), told(" again after "));
-        assert_eq!(told, (outage as usize, outage as usize), "{}", home.log());
+        // The bridge is ready a moment before the log says so.
+        let expected = (outage as usize, outage as usize);
+        wait_until("the log to tell of it", || match (told("bridge nats: the connection to"), told(" again after ")) {
+            both if both == expected => Ok(()),
+            _ => Err(home.log()),
+        });
     }
     serve.stop();
 }
