@@ -165,6 +165,9 @@ fn hooks_are_changed_and_stay_so() {
     }
     assert!(refused(&["create", &hook("first")]).contains("the name \"first\" is taken by hook 0"));
     assert!(refused(&["create", &hook("of-a-file")]).contains("of-a-file.tmpl; choose another one"));
+    for name in ["77", "1..3", "1,2", "a\nb"] {
+        assert!(refused(&["rename", "1", name]).contains("choose one"), "{name:?}");
+    }
     run(&["rename", "1", "zweiter"]);
     run(&["lock", "0"]);
     assert!(refused(&["delete", "0"]).contains("hook 0 (first) is locked; unlock it first"));

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use hookbus_bridges::http::Client;
+use serde_json::Value;
 
 use crate::cli::GlobalArgs;
 use crate::config::{Reading, default_sockets};
@@ -100,4 +101,14 @@ fn sockets(global: &GlobalArgs, args: &ClientArgs) -> Result<Vec<PathBuf>, Failu
         Err(_) => None,
     };
     Ok(configured.map_or_else(|| default_sockets(|name| std::env::var_os(name)), |socket| vec![socket]))
+}
+
+/// Asks the daemon for an object.
+pub(crate) async fn get(client: &Client, path: &str) -> Result<Value, Failure> {
+    understood(&client.get(path).await?)
+}
+
+/// An answer of the daemon as an object.
+pub(crate) fn understood(answer: &[u8]) -> Result<Value, Failure> {
+    serde_json::from_slice(answer).map_err(|e| Failure::Work(format!("the daemon's answer can't be understood: {e}")))
 }

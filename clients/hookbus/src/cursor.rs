@@ -9,7 +9,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 use crate::cli::GlobalArgs;
-use crate::client::{self, ClientArgs, Failure};
+use crate::client::{self, ClientArgs};
 use crate::listing::{Output, grouped, list, number, print, string, table};
 
 /// What to do with cursors.
@@ -36,9 +36,7 @@ pub(crate) enum CursorCommand {
 pub(crate) fn run(global: &GlobalArgs, command: CursorCommand) -> ExitCode {
     match command {
         CursorCommand::List { output, client } => client::run(global, &client, async |client| {
-            let answer = client.get("/v1/cursors").await?;
-            let answer: Value = serde_json::from_slice(&answer)
-                .map_err(|e| Failure::Work(format!("the daemon's answer can't be understood: {e}")))?;
+            let answer = client::get(&client, "/v1/cursors").await?;
             print(&answer, output, cursors)
         }),
         CursorCommand::Delete { name, client } => client::run(global, &client, async |client| {

@@ -10,7 +10,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
 use crate::cli::GlobalArgs;
-use crate::client::{self, ClientArgs, Failure};
+use crate::client::{self, ClientArgs, Failure, get, understood};
 use crate::listing::{Output, grouped, list, number, print, string, table};
 
 /// What to do with dead letters.
@@ -120,17 +120,9 @@ pub(crate) fn run(global: &GlobalArgs, command: DlqCommand) -> ExitCode {
     }
 }
 
-async fn get(client: &Client, path: &str) -> Result<Value, Failure> {
-    understood(&client.get(path).await?)
-}
-
 async fn post(client: &Client, path: &str, which: &Which) -> Result<Value, Failure> {
     let headers = [("content-type", "application/json")];
     understood(&client.post(path, &headers, which.body().into()).await?)
-}
-
-fn understood(answer: &[u8]) -> Result<Value, Failure> {
-    serde_json::from_slice(answer).map_err(|e| Failure::Work(format!("the daemon's answer can't be understood: {e}")))
 }
 
 fn told(text: &str) -> Result<(), Failure> {

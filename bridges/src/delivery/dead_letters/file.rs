@@ -9,11 +9,14 @@
 //! Each change is one transaction, flushed to the disk. After any error the file is closed, and opened anew for the next attempt: redb
 //! refuses to go on after one. When it is opened, the checksum of each page is compared, since redb may panic on what it trusts.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 
 use super::record::Head;
@@ -117,7 +120,11 @@ impl FileStore {
                 let index = read(&database)?;
                 return Ok((database, index));
             }
-            let database = builder.create(&self.path)?;
+            // What hooks and buses were given may hold secrets.
+            let mut file = OpenOptions::new();
+            file.read(true).write(true).create(true).truncate(false).mode(0o600);
+            let file = FileBackend::new(file.open(&self.path).map_err(StorageError::Io)?)?;
+            let database = builder.create_with_backend(file)?;
             let index = read(&database)?;
             Ok((database, index))
         }));

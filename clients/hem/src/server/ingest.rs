@@ -77,7 +77,7 @@ struct Held {
     /// Key and content; nothing where only the place counts.
     message: Option<(Bytes, Bytes)>,
     /// Its place in the journal that it comes from.
-    offset: Option<u64>,
+    place: Option<EventId>,
 }
 
 impl Held {
@@ -171,12 +171,12 @@ impl Ingest {
             () = sleep(LOOK_AGAIN), if !has_room => Step::LookAgain,
         };
         match step {
-            Step::Event(Arrival::Message { key, content, offset }) => self.hold(Some((key, content)), offset),
-            Step::Event(Arrival::Gap { offset }) => self.hold(None, Some(offset)),
-            Step::Event(Arrival::Strange { key, why, offset }) => {
+            Step::Event(Arrival::Message { key, content, place }) => self.hold(Some((key, content)), place),
+            Step::Event(Arrival::Gap { place }) => self.hold(None, Some(place)),
+            Step::Event(Arrival::Strange { key, why, place }) => {
                 self.skip(&key, why);
-                if offset.is_some() {
-                    self.hold(None, offset);
+                if place.is_some() {
+                    self.hold(None, place);
                 }
             }
             Step::Event(Arrival::Connected) => self.connected(),
@@ -290,8 +290,8 @@ impl Ingest {
         }
     }
 
-    fn hold(&mut self, message: Option<(Bytes, Bytes)>, offset: Option<u64>) {
-        let held = Held { number: self.received, message, offset };
+    fn hold(&mut self, message: Option<(Bytes, Bytes)>, place: Option<EventId>) {
+        let held = Held { number: self.received, message, place };
         self.held_bytes += held.bytes();
         self.held.push_back(held);
         self.received += 1;
@@ -318,12 +318,13 @@ impl Ingest {
             }
             let Some(held) = self.held.pop_front() else { return };
             self.held_bytes -= held.bytes();
-            let Held { message, offset, .. } = held;
-            let matched = self.executor.matched();
+            let Held { message, place, .. } = held;
+            // What a driver publishes has no place, and needs no count.
+            let matched = place.map(|_| self.executor.matched());
             let local = message.and_then(|(key, content)| self.take(&key, content));
-            if let (Some(cursor), Some(offset)) = (&self.cursor, offset) {
+            if let (Some(cursor), Some(place)) = (&self.cursor, place) {
                 // What no hook is for is dealt with.
-                cursor.passed(offset, local.filter(|_| self.executor.matched() > matched));
+                cursor.passed(place, local.filter(|_| Some(self.executor.matched()) > matched));
             }
         }
     }

@@ -42,11 +42,11 @@ pub(super) enum Arrival {
     /// It isn't any more, or could not be.
     Disconnected { reason: String },
     /// An event, or what somebody wants to run again: the key and the content.
-    Message { key: Bytes, content: Bytes, offset: Option<u64> },
+    Message { key: Bytes, content: Bytes, place: Option<EventId> },
     /// Something that can't be read, and why.
-    Strange { key: Bytes, why: &'static str, offset: Option<u64> },
+    Strange { key: Bytes, why: &'static str, place: Option<EventId> },
     /// Nothing is to be had up to this place in the journal; it was told why.
-    Gap { offset: u64 },
+    Gap { place: EventId },
     /// Of no concern.
     Nothing,
 }
@@ -74,8 +74,8 @@ impl Source {
 fn of_driver(event: SubEvent) -> Arrival {
     match event {
         SubEvent::Message(frames) => match <[_; 2]>::try_from(frames) {
-            Ok([key, content]) => Arrival::Message { key, content, offset: None },
-            Err(frames) => Arrival::Strange { key: first(&frames), why: "it has not two frames", offset: None },
+            Ok([key, content]) => Arrival::Message { key, content, place: None },
+            Err(frames) => Arrival::Strange { key: first(&frames), why: "it has not two frames", place: None },
         },
         SubEvent::Connected => Arrival::Connected,
         SubEvent::Disconnected { reason } => Arrival::Disconnected { reason },
@@ -130,16 +130,7 @@ impl Journal {
     }
 
     async fn connect(&mut self) -> Result<(), String> {
-        let answer = self.client.get("/v1/status").await.map_err(|e| e.to_string())?;
-        let status: serde_json::Value = serde_json::from_slice(&answer).map_err(|e| e.to_string())?;
-        let log: LogId = status["log_id"]
-            .as_str()
-            .and_then(|log| u64::from_str_radix(log, 16).ok())
-            .map(LogId::new)
-            .ok_or("the daemon doesn't say which journal it has")?;
-        let Some(last) = status["journal"]["last"].as_u64() else {
-            return Err("the daemon has no journal, which is needed here; set `enabled = true` in its [journal]".into());
-        };
+        let (log, last) = self.journal().await?;
         let next = match self.next {
             Some(next) if next.log == log => next,
             Some(_) => {
@@ -152,19 +143,33 @@ impl Journal {
         };
         let prefixes = PREFIXES.map(|prefix| format!("prefix={}", prefix.replace(' ', "%20")));
         let query = format!("{}&format=base64&name=hookbus-hem&from={}", prefixes.join("&"), next.offset);
-        self.following = Some(self.client.follow(&query, None).await.map_err(|e| e.to_string())?);
-        if self.cursor.next().is_none_or(|cursor| cursor.log != log) {
-            self.cursor.begin(next);
+        let following = self.client.follow(&query, None).await.map_err(|e| e.to_string())?;
+        // It is a connection of its own: the daemon may have been replaced between the two.
+        if self.journal().await?.0 != log {
+            return Err("the daemon was replaced by another one at this moment".into());
         }
+        self.following = Some(following);
+        self.cursor.follow(next);
         self.next = Some(next);
         Ok(())
     }
 
+    /// Which journal the daemon has, and the newest offset in it.
+    async fn journal(&self) -> Result<(LogId, u64), String> {
+        let answer = self.client.get("/v1/status").await.map_err(|e| e.to_string())?;
+        let status: serde_json::Value = serde_json::from_slice(&answer).map_err(|e| e.to_string())?;
+        let log = status["log_id"].as_str().and_then(|log| u64::from_str_radix(log, 16).ok());
+        let log = log.ok_or("the daemon doesn't say which journal it has")?;
+        let last = status["journal"]["last"].as_u64();
+        let last =
+            last.ok_or("the daemon has no journal, which is needed here; set `enabled = true` in its [journal]")?;
+        Ok((LogId::new(log), last))
+    }
+
     fn event(&mut self, event: ServerEvent) -> Arrival {
-        let Ok(offset) = event.id.parse::<u64>() else { return Arrival::Nothing };
-        if let Some(next) = &mut self.next {
-            next.offset = Offset::new(offset + 1);
-        }
+        let (Ok(offset), Some(next)) = (event.id.parse(), &mut self.next) else { return Arrival::Nothing };
+        let place = EventId { log: next.log, offset: Offset::new(offset) };
+        next.offset = Offset::new(offset + 1);
         match event.kind.as_str() {
             "" => {}
             "gap" => {
@@ -172,7 +177,7 @@ impl Journal {
                     "events were lost before they were read, the journal had no room for them: {}",
                     event.data
                 );
-                return Arrival::Gap { offset };
+                return Arrival::Gap { place };
             }
             _ => return Arrival::Nothing,
         }
@@ -180,9 +185,9 @@ impl Journal {
             Some((key, content)) => Arrival::Message {
                 key: Bytes::copy_from_slice(key.as_bytes()),
                 content: Bytes::copy_from_slice(content.as_bytes()),
-                offset: Some(offset),
+                place: Some(place),
             },
-            None => Arrival::Strange { key: event.data.into(), why: "it has no content", offset: Some(offset) },
+            None => Arrival::Strange { key: event.data.into(), why: "it has no content", place: Some(place) },
         }
     }
 }
@@ -213,19 +218,26 @@ impl Cursor {
         Arc::new(Cursor { state: Mutex::default(), moved: Notify::new() })
     }
 
-    /// Begins with this event, of this journal.
-    fn begin(&self, next: EventId) {
-        let newest = next.offset.get().saturating_sub(1);
+    /// Follows a journal from this event on; one that it follows already goes on where it was.
+    fn follow(&self, next: EventId) {
         let mut state = self.state.lock();
+        if state.log == Some(next.log) {
+            return;
+        }
+        let newest = next.offset.get().saturating_sub(1);
         let done_below = state.done_below;
         *state = State { log: Some(next.log), next: next.offset.get(), open: VecDeque::new(), newest, done_below };
         drop(state);
         self.moved.notify_one();
     }
 
-    /// An event has come. It is the executor's under `local`, or nobody's.
-    pub(super) fn passed(&self, offset: u64, local: Option<u64>) {
+    /// An event has come. It is the executor's under `local`, or nobody's. One of a journal that is no longer followed moves nothing.
+    pub(super) fn passed(&self, place: EventId, local: Option<u64>) {
         let mut state = self.state.lock();
+        if state.log != Some(place.log) {
+            return;
+        }
+        let offset = place.offset.get();
         state.newest = offset;
         match local.filter(|local| *local >= state.done_below) {
             Some(local) => state.open.push_back((local, offset)),
@@ -302,15 +314,16 @@ mod tests {
         let cursor = Cursor::new();
         assert_eq!(cursor.next(), None);
         let log = LogId::new(7);
-        cursor.begin(EventId { log, offset: Offset::new(10) });
+        let at = |offset| EventId { log, offset: Offset::new(offset) };
+        cursor.follow(at(10));
         let next = || cursor.next().unwrap().offset.get();
         assert_eq!(next(), 10);
-        cursor.passed(12, None);
+        cursor.passed(at(12), None);
         assert_eq!(next(), 13);
-        cursor.passed(13, Some(1));
-        cursor.passed(14, None);
-        cursor.passed(15, Some(2));
-        cursor.passed(19, None);
+        cursor.passed(at(13), Some(1));
+        cursor.passed(at(14), None);
+        cursor.passed(at(15), Some(2));
+        cursor.passed(at(19), None);
         assert_eq!(next(), 13);
         cursor.done_below(Offset::new(2));
         assert_eq!(next(), 14);
@@ -319,7 +332,16 @@ mod tests {
         assert_eq!(next(), 20);
         // The executor was quicker.
         cursor.done_below(Offset::new(6));
-        cursor.passed(21, Some(5));
+        cursor.passed(at(21), Some(5));
         assert_eq!(next(), 22);
+        // A reconnect changes nothing, another journal all; what is left of the old one moves nothing there.
+        cursor.follow(at(5));
+        assert_eq!(next(), 22);
+        let other = EventId { log: LogId::new(8), offset: Offset::new(1) };
+        cursor.passed(at(30), Some(7));
+        cursor.follow(other);
+        cursor.passed(at(31), None);
+        cursor.done_below(Offset::new(8));
+        assert_eq!(cursor.next(), Some(other));
     }
 }

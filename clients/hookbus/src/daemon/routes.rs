@@ -132,7 +132,10 @@ async fn retry(Shared(state): Shared<Arc<State>>, body: Body) -> Result<Json<Val
     });
     let of_hooks: Vec<_> = of_hooks.collect();
     let of_hooks = match &hooks {
-        Some(hooks) => hooks.retry_letters(&dead_letters(&state)?, of_hooks).await.map_err(failed)?,
+        Some(hooks) => {
+            let (hooks, letters) = (Arc::clone(hooks), dead_letters(&state)?);
+            to_the_end(async move { hooks.retry_letters(&letters, of_hooks).await.map_err(failed) }).await?
+        }
         None => 0,
     };
     Ok(Json(json!({
@@ -240,6 +243,14 @@ async fn asked(ask: impl FnOnce() -> Result<Value, DeadLettersError> + Send + 's
     blocking(ask).await?.map(Json).map_err(failed)
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+/// Does something in a thread that may wait for a disk.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
     tokio::task::spawn_blocking(work).await.map_err(|e| Problem::unavailable(e.to_string(), 5))
+}
+
+/// Does something to its end, also where the one who asked for it hangs up: a change that is half made would be told to nobody.
+pub(super) async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::spawn(work).await.map_err(|e| Problem::unavailable(e.to_string(), 5))?
 }

@@ -7,8 +7,8 @@ use hookbus_hem::Severity;
 use hookbus_hem::oned::{Pool, PoolHook};
 use hookbus_hem::template::Template;
 
-use super::{print, read, shown, tell_warnings, understood, warn};
-use crate::client::Failure;
+use super::{print, read, shown, tell_warnings, warn};
+use crate::client::{Failure, understood};
 
 /// Creates the hooks of a list, in the order of their ids. What can't be taken over is told, and costs no other.
 pub(super) async fn import(client: &Client, file: &Path) -> Result<(), Failure> {

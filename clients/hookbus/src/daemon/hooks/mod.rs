@@ -77,6 +77,10 @@ impl Sources {
         HookSet::new(self.stored.values().chain(&self.files).cloned())
     }
 
+    fn named(&self, name: &str) -> Option<&Hook> {
+        self.stored.values().chain(&self.files).find(|hook| hook.name == name)
+    }
+
     fn tell_names_that_are_taken(&self) {
         let taken = |file: &&Hook| self.stored.values().any(|stored| stored.name == file.name);
         for file in self.files.iter().filter(taken) {
@@ -164,8 +168,7 @@ impl Hooks {
 
     /// Whether there is a hook of that name.
     pub(super) fn has(&self, name: &str) -> bool {
-        let sources = self.sources.lock();
-        sources.files.iter().chain(sources.stored.values()).any(|hook| hook.name == name)
+        self.sources.lock().named(name).is_some()
     }
 
     /// Runs hooks again for those of these dead letters that are theirs, and takes the letters away; answers how many. A run is in the store
@@ -182,10 +185,7 @@ impl Hooks {
         let Ok(store) = &self.store else { return Ok(0) };
         let mut done = 0;
         for (number, hook) in numbers {
-            let key = {
-                let sources = self.sources.lock();
-                sources.set().named(&hook).and_then(|hook| key_of(hook))
-            };
+            let key = self.sources.lock().named(&hook).and_then(key_of);
             let shown = blocking(letters, move |letters| letters.show(number)).await?;
             let (Some(key), Some((_, event))) = (key, shown) else { continue };
             let Some(again) = log::again(&hook, &event) else { continue };

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use super::{Hooks, event, hook_of, key_of, view};
 use crate::daemon::State;
+use crate::daemon::routes::{blocking, to_the_end};
 
 /// The most executions that one answer lists, unless fewer are asked for.
 const MAX_LISTED: usize = 10_000;
@@ -71,18 +72,21 @@ async fn create(
 ) -> Result<(StatusCode, Json<Value>), Problem> {
     let Query(Creation { import, locked }) = query.map_err(|e| Problem::bad_request(e.to_string()))?;
     let hooks = hooks(&state)?;
-    let store = hooks.store()?;
+    hooks.store()?;
     let text = template_text(body)?;
     let Checked { hook, warnings } = check(&text, import)?;
-    let _changing = hooks.changing.lock().await;
-    hooks.check_name(&hook.name)?;
-    let mut stored = store.create_hook(hook.name.as_str(), text).await.map_err(refused)?;
-    if locked {
-        stored = store.lock_hook(stored.id).await.map_err(refused)?;
-    }
-    let answer = json!({ "id": stored.id, "name": stored.name, "warnings": hooks.with_obstacle(&hook, warnings) });
-    hooks.put(stored.id.get(), hook_of(&stored).0);
-    Ok((StatusCode::CREATED, Json(answer)))
+    let created = to_the_end(async move {
+        let _changing = hooks.changing.lock().await;
+        hooks.check_name(&hook.name)?;
+        let store = hooks.store()?;
+        let mut stored = store.create_hook(hook.name.as_str(), text).await.map_err(refused)?;
+        hooks.put(stored.id.get(), hook_of(&stored).0);
+        if locked {
+            stored = store.lock_hook(stored.id).await.map_err(refused)?;
+        }
+        Ok(json!({ "id": stored.id, "name": stored.name, "warnings": hooks.with_obstacle(&hook, warnings) }))
+    });
+    Ok((StatusCode::CREATED, Json(created.await?)))
 }
 
 /// How much of a hook is shown.
@@ -142,20 +146,22 @@ async fn update(
 ) -> Answer {
     let Query(Update { append }) = query.map_err(|e| Problem::bad_request(e.to_string()))?;
     let hooks = hooks(&state)?;
-    let store = hooks.store()?;
+    hooks.store()?;
     let text = template_text(body)?;
-    let _changing = hooks.changing.lock().await;
-    let old = hooks.stored(&name).await?;
-    let text = updated(&old, &text, append)?;
-    let Checked { hook, mut warnings } = check(&text, false)?;
-    if hook.name != old.name {
-        warnings.push(format!("NAME = {} has no effect, the hook is called {}; rename it", hook.name, old.name));
-    }
-    let hook = Hook { name: old.name.clone(), ..hook };
-    let stored = store.update_hook(old.id, text).await.map_err(refused)?;
-    let answer = json!({ "id": stored.id, "name": stored.name, "warnings": hooks.with_obstacle(&hook, warnings) });
-    hooks.put(stored.id.get(), hook_of(&stored).0);
-    Ok(Json(answer))
+    to_the_end(async move {
+        let _changing = hooks.changing.lock().await;
+        let old = hooks.stored(&name).await?;
+        let text = updated(&old, &text, append)?;
+        let Checked { hook, mut warnings } = check(&text, false)?;
+        if hook.name != old.name {
+            warnings.push(format!("NAME = {} has no effect, the hook is called {}; rename it", hook.name, old.name));
+        }
+        let stored = hooks.store()?.update_hook(old.id, text).await.map_err(refused)?;
+        hooks.put(stored.id.get(), hook_of(&stored).0);
+        Ok(json!({ "id": stored.id, "name": stored.name, "warnings": hooks.with_obstacle(&hook, warnings) }))
+    })
+    .await
+    .map(Json)
 }
 
 /// The new template of a hook. NAME and TYPE need not be in it: they stay what they are.
@@ -184,12 +190,15 @@ fn updated(old: &StoredHook, text: &str, append: bool) -> Result<String, Problem
 
 async fn remove(Shared(state): Shared<Arc<State>>, Path(name): Path<String>) -> Answer {
     let hooks = hooks(&state)?;
-    let store = hooks.store()?;
-    let _changing = hooks.changing.lock().await;
-    let stored = hooks.stored(&name).await?;
-    let deleted = store.delete_hook(stored.id).await.map_err(refused)?;
-    hooks.put(deleted.id.get(), None);
-    Ok(Json(json!({ "id": deleted.id, "name": deleted.name })))
+    to_the_end(async move {
+        let _changing = hooks.changing.lock().await;
+        let stored = hooks.stored(&name).await?;
+        let deleted = hooks.store()?.delete_hook(stored.id).await.map_err(refused)?;
+        hooks.put(deleted.id.get(), None);
+        Ok(json!({ "id": deleted.id, "name": deleted.name }))
+    })
+    .await
+    .map(Json)
 }
 
 #[derive(Debug, Deserialize)]
@@ -205,13 +214,16 @@ async fn rename(
 ) -> Answer {
     let Json(Rename { name: new }) = body.map_err(|e| Problem::new(e.status(), e.body_text()))?;
     let hooks = hooks(&state)?;
-    let store = hooks.store()?;
-    let _changing = hooks.changing.lock().await;
-    let stored = hooks.stored(&name).await?;
-    hooks.check_name(new.trim())?;
-    let stored = store.rename_hook(stored.id, new).await.map_err(refused)?;
-    hooks.put(stored.id.get(), hook_of(&stored).0);
-    Ok(Json(json!({ "id": stored.id, "name": stored.name })))
+    to_the_end(async move {
+        let _changing = hooks.changing.lock().await;
+        let stored = hooks.stored(&name).await?;
+        hooks.check_name(new.trim())?;
+        let stored = hooks.store()?.rename_hook(stored.id, new).await.map_err(refused)?;
+        hooks.put(stored.id.get(), hook_of(&stored).0);
+        Ok(json!({ "id": stored.id, "name": stored.name }))
+    })
+    .await
+    .map(Json)
 }
 
 async fn lock(state: Shared<Arc<State>>, Path(name): Path<String>) -> Answer {
@@ -376,21 +388,22 @@ impl Hooks {
         self.sources.lock().files.clone()
     }
 
+    fn file(&self, name: &str) -> Option<Hook> {
+        self.sources.lock().files.iter().find(|hook| hook.name == name).cloned()
+    }
+
     fn store(&self) -> Result<&Store, Problem> {
         self.store.as_ref().map_err(|why| Problem::unavailable(format!("there is no store of hooks: {why}"), 60))
     }
 
     async fn find(&self, name: &str) -> Result<Named, Problem> {
         let wanted = HookRef::parse(name);
-        if let Ok(store) = &self.store {
-            // Digits are an id; where nothing has that, they are a name.
-            for wanted in [wanted.clone(), HookRef::Name(name.to_owned())] {
-                if let Some(stored) = store.hook(wanted).await.map_err(store_failed)? {
-                    return Ok(Named::Stored(stored));
-                }
-            }
+        if let Ok(store) = &self.store
+            && let Some(stored) = store.hook(wanted.clone()).await.map_err(store_failed)?
+        {
+            return Ok(Named::Stored(stored));
         }
-        let file = self.sources.lock().files.iter().find(|hook| hook.name == name).cloned();
+        let file = self.file(name);
         file.map(Named::File).ok_or_else(|| refused(HookError::NoSuchHook(wanted)))
     }
 
@@ -417,10 +430,16 @@ impl Hooks {
         found.map(|stored| (stored.id, stored.execution)).ok_or_else(none)
     }
 
-    /// That no template file has this name.
+    /// That a hook of the store can have this name: commands tell it from ids, and no template file has it.
     fn check_name(&self, name: &str) -> Result<(), Problem> {
-        let sources = self.sources.lock();
-        let Some(file) = sources.files.iter().find(|file| file.name == name) else { return Ok(()) };
+        if !name.is_empty() && name.chars().all(|c| c.is_ascii_digit() || matches!(c, '.' | ',')) {
+            let what = format!("the name {name:?} would be read as ids; choose one that has a letter in it");
+            return Err(Problem::bad_request(what));
+        }
+        if name.chars().any(char::is_control) {
+            return Err(Problem::bad_request(format!("the name {name:?} has control characters; choose one without")));
+        }
+        let Some(file) = self.file(name) else { return Ok(()) };
         let path = file.origin.path().unwrap_or(std::path::Path::new("a file")).display();
         Err(Problem::new(StatusCode::CONFLICT, format!("the name {name:?} is taken by {path}; choose another one")))
     }
@@ -481,8 +500,4 @@ fn refused(error: HookError) -> Problem {
 #[expect(clippy::needless_pass_by_value, reason = "what map_err hands over")]
 fn store_failed(error: StoreError) -> Problem {
     Problem::unavailable(error.to_string(), 5)
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Problem::unavailable(e.to_string(), 5))
 }
