@@ -94,6 +94,9 @@ pub enum StoreError {
         /// The size of what was dropped.
         bytes: usize,
     },
+    /// The hook was deleted while it ran.
+    #[error("the hook was deleted, so its execution is not recorded")]
+    Deleted,
     /// As many retries as are allowed wait already.
     #[error("too many retries wait already; this one was refused")]
     TooManyRetries,

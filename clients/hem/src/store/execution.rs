@@ -33,8 +33,6 @@ pub struct Execution {
     pub command: String,
     /// The arguments, expanded.
     pub arguments: String,
-    /// The same word by word, for a command that ran without a shell. A retry needs them: a word may have blanks in it.
-    pub words: Option<Vec<String>>,
     /// How it ended.
     pub ending: Ending,
     /// Whether processes that it left behind held its output open and were ended.
@@ -63,7 +61,6 @@ impl Execution {
             duration: record.duration,
             command: record.command.clone(),
             arguments: record.arguments.clone(),
-            words: None,
             ending: record.ending,
             left_behind: record.left_behind,
             stdout: record.stdout.clone(),
@@ -80,7 +77,6 @@ impl Execution {
         let output = |output: &Output| output.head.len() + output.tail.len();
         512 + self.command.len()
             + self.arguments.len()
-            + words_bytes(self.words.as_deref())
             + output(&self.stdout)
             + output(&self.stderr)
             + environment_bytes(&self.environment)
@@ -90,10 +86,6 @@ impl Execution {
 
 pub(super) fn environment_bytes(environment: &[(String, String)]) -> usize {
     environment.iter().map(|(name, value)| name.len() + value.len() + 16).sum()
-}
-
-pub(super) fn words_bytes(words: Option<&[String]>) -> usize {
-    words.unwrap_or_default().iter().map(|word| word.len() + 8).sum()
 }
 
 /// An execution that is recorded.
@@ -182,8 +174,18 @@ impl Logs {
     }
 }
 
-/// Records one; answers its id. It is not done before the logs are [finished](Logs::finish).
-pub(super) fn insert(connection: &Connection, execution: &Execution, logs: &mut Logs) -> rusqlite::Result<ExecutionId> {
+/// Records one; answers its id. It is not done before the logs are [finished](Logs::finish). One of a hook that was deleted while it ran
+/// isn't recorded: nobody could ask for it.
+pub(super) fn insert(
+    connection: &Connection,
+    execution: &Execution,
+    logs: &mut Logs,
+) -> rusqlite::Result<Option<ExecutionId>> {
+    if let HookKey::Store(id) = execution.hook
+        && !connection.prepare_cached("SELECT 1 FROM hooks WHERE id = ?")?.exists([id.sql()])?
+    {
+        return Ok(None);
+    }
     let Log { number: log, next } = logs.of(connection, &execution.hook)?;
     let (log, id) = (*log, *next);
     *next += 1;
@@ -193,8 +195,8 @@ pub(super) fn insert(connection: &Connection, execution: &Execution, logs: &mut 
         .prepare_cached(
             "INSERT INTO executions (log, id, hook_name, started_ms, duration_us, ending, ending_number, left_behind, \
              retry_of, host, event_log, event_offset, event_time_ms, event_key, stdout_cut_bytes, stderr_cut_bytes, \
-             command, arguments, words, environment, stdout_head, stdout_tail, stderr_head, stderr_tail) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             command, arguments, environment, stdout_head, stdout_tail, stderr_head, stderr_tail) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?
         .execute(params![
             log,
@@ -215,14 +217,13 @@ pub(super) fn insert(connection: &Connection, execution: &Execution, logs: &mut 
             execution.stderr.cut_bytes.cast_signed(),
             execution.command,
             execution.arguments,
-            words_to_sql(execution.words.as_deref()),
             to_json(&execution.environment),
             execution.stdout.head,
             execution.stdout.tail,
             execution.stderr.head,
             execution.stderr.tail,
         ])?;
-    Ok(ExecutionId::of_sql(id))
+    Ok(Some(ExecutionId::of_sql(id)))
 }
 
 /// Removes what one hook has beyond so many.
@@ -318,7 +319,7 @@ pub(super) fn log(connection: &Connection, filter: &LogFilter) -> rusqlite::Resu
 }
 
 const SELECT: &str = "SELECT hook, hook_name, id, started_ms, duration_us, ending, ending_number, host, retry_of, left_behind, \
-    event_log, event_offset, event_time_ms, event_key, command, arguments, words, stdout_head, stdout_cut_bytes, stdout_tail, \
+    event_log, event_offset, event_time_ms, event_key, command, arguments, stdout_head, stdout_cut_bytes, stdout_tail, \
     stderr_head, stderr_cut_bytes, stderr_tail, environment FROM executions JOIN logs ON log = number";
 
 fn of_row(row: &Row<'_>) -> rusqlite::Result<StoredExecution> {
@@ -329,9 +330,9 @@ fn of_row(row: &Row<'_>) -> rusqlite::Result<StoredExecution> {
             tail: row.get(first + 2)?,
         })
     };
-    let environment: String = row.get(23)?;
+    let environment: String = row.get(22)?;
     let execution = Execution {
-        environment: of_json(&environment, 23)?,
+        environment: of_json(&environment, 22)?,
         hook: hook_of(row, 0)?,
         hook_name: row.get(1)?,
         started: time(row.get(3)?),
@@ -343,9 +344,8 @@ fn of_row(row: &Row<'_>) -> rusqlite::Result<StoredExecution> {
         event: event_of(row, 10)?,
         command: row.get(14)?,
         arguments: row.get(15)?,
-        words: words_of(row, 16)?,
-        stdout: output(17)?,
-        stderr: output(20)?,
+        stdout: output(16)?,
+        stderr: output(19)?,
     };
     Ok(StoredExecution { id: ExecutionId::of_sql(row.get(2)?), execution })
 }
@@ -405,14 +405,6 @@ pub(super) fn event_of(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<E
         time: time(row.get(first + 2)?),
         key: row.get(first + 3)?,
     }))
-}
-
-pub(super) fn words_to_sql(words: Option<&[String]>) -> Option<String> {
-    words.map(to_json)
-}
-
-pub(super) fn words_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Vec<String>>> {
-    row.get::<_, Option<String>>(column)?.map(|text| of_json(&text, column)).transpose()
 }
 
 pub(super) fn to_json<T: serde::Serialize + ?Sized>(value: &T) -> String {

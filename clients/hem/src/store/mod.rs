@@ -84,7 +84,7 @@ use std::task::{Context, Poll, ready};
 use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use hookbus_broker::{EventId, Timestamp};
+use hookbus_broker::EventId;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -105,8 +105,6 @@ use self::writer::{Change, Done, Job, Message, Work, Writer};
 
 /// The unit in which room in the queue is given: what a small record takes.
 const ROOM_BYTES: usize = 1 << 10;
-/// A time that everything is due at.
-const LATEST: Timestamp = Timestamp::from_millis(i64::MAX as u64);
 /// How many changes that somebody waits for are in the queue at once. The disk doesn't hold them up, so they need no more.
 const COMMANDS: usize = 64;
 
@@ -173,8 +171,6 @@ impl Completion {
                 due: due.into(),
                 retry_of: None,
                 arguments: record.arguments.clone(),
-                words: None,
-                stdin: record.hook.arguments_stdin,
                 host: record.host.clone(),
                 environment: owned(&record.environment),
             }
@@ -439,12 +435,12 @@ impl Store {
     ///
     /// # Errors
     /// The answer is an error when the queue is full, the record could never be stored, or the store is closed. The record is lost then, counted
-    /// and logged.
+    /// and logged. Of a hook of the store that is there no more nothing is recorded ([`StoreError::Deleted`]).
     pub fn record(&self, completion: impl Into<Completion>) -> Pending<Recorded> {
         let Completion { execution, message, retry, retried } = completion.into();
         let change = Change { execution: Some(execution), push: message, retry, retried, ..Change::default() };
         self.submit(change, |done| {
-            let execution = done.execution.ok_or(StoreError::Closed)?;
+            let execution = done.execution.ok_or(StoreError::Deleted)?;
             Ok(Recorded { execution, message: done.pushed, retry: done.retry })
         })
     }
@@ -569,28 +565,12 @@ impl Store {
         })
     }
 
-    /// Those that are due by then, at most so many, the one that has been for longest first.
-    ///
-    /// # Errors
-    /// When the file can't be read.
-    pub async fn due_retries(&self, now: Timestamp, limit: usize) -> Result<Vec<Retry>, StoreError> {
-        self.read(move |connection| retry::due(connection, now, limit)).await
-    }
-
     /// All of them, on this thread, which waits for the disk: for a start. The one that has been due for longest comes first.
     ///
     /// # Errors
     /// When the file can't be read.
     pub fn retries_blocking(&self) -> Result<Vec<Retry>, StoreError> {
-        self.inner.readers.read_blocking(|connection| retry::due(connection, LATEST, usize::MAX))
-    }
-
-    /// When the next retry is due, if one waits.
-    ///
-    /// # Errors
-    /// When the file can't be read.
-    pub async fn next_retry_due(&self) -> Result<Option<Timestamp>, StoreError> {
-        self.read(retry::next_due).await
+        self.inner.readers.read_blocking(retry::all)
     }
 
     /// Removes a retry; answers whether it was there. It waits for room in the queue, and for the disk. One that was executed

@@ -4,9 +4,7 @@
 use hookbus_broker::Timestamp;
 use rusqlite::{Connection, Row, params};
 
-use super::execution::{
-    EventColumns, environment_bytes, event_of, hook_of, of_json, to_json, words_bytes, words_of, words_to_sql,
-};
+use super::execution::{EventColumns, environment_bytes, event_of, hook_of, of_json, to_json};
 use super::hook::{millis, time};
 use super::id::{ExecutionId, HookKey, RetryId};
 use crate::executor::{Again, Resume};
@@ -29,10 +27,6 @@ pub struct Retry {
     pub retry_of: Option<ExecutionId>,
     /// The arguments, expanded.
     pub arguments: String,
-    /// The same word by word, for a command that runs without a shell.
-    pub words: Option<Vec<String>>,
-    /// Whether they go to standard input.
-    pub stdin: bool,
     /// The host to run on, if it is another one.
     pub host: Option<String>,
     /// What is added to the command's environment: names and values.
@@ -50,7 +44,6 @@ impl Retry {
 
     pub(super) fn size_bytes(&self) -> usize {
         512 + self.arguments.len()
-            + words_bytes(self.words.as_deref())
             + environment_bytes(&self.environment)
             + self.event.as_ref().map_or(0, |event| event.key.len())
     }
@@ -62,7 +55,7 @@ pub(super) fn insert(connection: &Connection, retry: &Retry, failed: Option<Exec
     connection
         .prepare_cached(
             "INSERT OR REPLACE INTO retries (id, hook, due_ms, attempt, retry_of, event_log, event_offset, event_time_ms, event_key, \
-             stdin, host, arguments, words, environment) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             host, arguments, environment) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?
         .execute(params![
             retry.id.sql(),
@@ -74,10 +67,8 @@ pub(super) fn insert(connection: &Connection, retry: &Retry, failed: Option<Exec
             event.offset,
             event.time_ms,
             event.key,
-            retry.stdin,
             retry.host,
             retry.arguments,
-            words_to_sql(retry.words.as_deref()),
             to_json(&retry.environment),
         ])?;
     Ok(())
@@ -92,26 +83,19 @@ pub(super) fn count(connection: &Connection) -> rusqlite::Result<u64> {
     Ok(count.unsigned_abs())
 }
 
-/// Those that are due, the one that has been for longest first.
-pub(super) fn due(connection: &Connection, now: Timestamp, limit: usize) -> rusqlite::Result<Vec<Retry>> {
+/// All of them, the one that is or has been due first.
+pub(super) fn all(connection: &Connection) -> rusqlite::Result<Vec<Retry>> {
     connection
         .prepare_cached(
-            "SELECT id, hook, due_ms, attempt, retry_of, event_log, event_offset, event_time_ms, event_key, stdin, host, \
-             arguments, words, environment FROM retries WHERE due_ms <= ? ORDER BY due_ms, id LIMIT ?",
+            "SELECT id, hook, due_ms, attempt, retry_of, event_log, event_offset, event_time_ms, event_key, host, arguments, \
+             environment FROM retries ORDER BY due_ms, id",
         )?
-        .query_map([millis(now), i64::try_from(limit).unwrap_or(i64::MAX)], of_row)?
+        .query_map([], of_row)?
         .collect()
 }
 
-/// When the next one is due.
-pub(super) fn next_due(connection: &Connection) -> rusqlite::Result<Option<Timestamp>> {
-    let due: Option<i64> =
-        connection.prepare_cached("SELECT min(due_ms) FROM retries")?.query_row([], |row| row.get(0))?;
-    Ok(due.map(time))
-}
-
 fn of_row(row: &Row<'_>) -> rusqlite::Result<Retry> {
-    let environment: String = row.get(13)?;
+    let environment: String = row.get(11)?;
     Ok(Retry {
         id: RetryId::of_sql(row.get(0)?),
         hook: hook_of(row, 1)?,
@@ -119,10 +103,8 @@ fn of_row(row: &Row<'_>) -> rusqlite::Result<Retry> {
         attempt: row.get(3)?,
         retry_of: row.get::<_, Option<i64>>(4)?.map(ExecutionId::of_sql),
         event: event_of(row, 5)?,
-        stdin: row.get(9)?,
-        host: row.get(10)?,
-        arguments: row.get(11)?,
-        words: words_of(row, 12)?,
-        environment: of_json(&environment, 13)?,
+        host: row.get(9)?,
+        arguments: row.get(10)?,
+        environment: of_json(&environment, 11)?,
     })
 }

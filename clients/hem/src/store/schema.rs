@@ -13,8 +13,8 @@
 //!
 //! # Version
 //!
-//! `application_id` says that a file is ours, `user_version` which layout it has. A file of a later layout isn't opened. The layout is made
-//! in one transaction, so a file has all of it or none.
+//! `application_id` says that a file is ours, `user_version` which layout it has. A file of a later layout isn't opened, one of an earlier
+//! layout gets this one. A layout is made in one transaction, so a file has all of it or none.
 //!
 //! # One owner
 //!
@@ -39,7 +39,7 @@ use super::error::{OpenError, StoreError, is_damage};
 pub const FILE_NAME: &str = "hooks.db";
 
 /// The layout that this code writes.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 /// "hkbs": what tells our files from those of others.
 const APPLICATION_ID: i32 = 0x686B_6273;
 
@@ -83,7 +83,6 @@ const LAYOUT: &str = "
         stderr_cut_bytes INTEGER NOT NULL,
         command TEXT NOT NULL,
         arguments TEXT NOT NULL,
-        words TEXT,
         environment TEXT NOT NULL,
         stdout_head BLOB NOT NULL,
         stdout_tail BLOB NOT NULL,
@@ -103,13 +102,18 @@ const LAYOUT: &str = "
         event_offset INTEGER,
         event_time_ms INTEGER,
         event_key TEXT,
-        stdin INTEGER NOT NULL,
         host TEXT,
         arguments TEXT NOT NULL,
-        words TEXT,
         environment TEXT NOT NULL
     ) STRICT;
     CREATE INDEX retries_by_time ON retries (due_ms);
+";
+
+/// What makes a layout 2 of a layout 1: columns that nothing ever used are gone.
+const FROM_1: &str = "
+    ALTER TABLE executions DROP COLUMN words;
+    ALTER TABLE retries DROP COLUMN words;
+    ALTER TABLE retries DROP COLUMN stdin;
 ";
 
 /// The right to use the file, until it is dropped.
@@ -216,6 +220,12 @@ fn prepare(path: &Path, mut connection: Connection) -> Result<Connection, Unusab
         transaction.commit()?;
     } else {
         check(path, &connection)?;
+        if version < VERSION {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            transaction.execute_batch(FROM_1)?;
+            transaction.pragma_update(None, "user_version", VERSION)?;
+            transaction.commit()?;
+        }
     }
     set_up(&connection)?;
     Ok(connection)

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::task::Waker;
 use std::time::SystemTime;
 
-use hookbus_broker::{EventId, LogId, Offset};
+use hookbus_broker::{EventId, LogId, Offset, Timestamp};
 use proptest::prelude::*;
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -41,7 +41,6 @@ fn execution(hook: &HookKey, started_ms: u64, ending: Ending) -> Execution {
         duration: Duration::from_micros(1500),
         command: "/bin/x a".into(),
         arguments: "a".into(),
-        words: None,
         ending,
         left_behind: false,
         stdout: Output::default(),
@@ -71,8 +70,6 @@ fn retry(hook: &HookKey, due_ms: u64) -> Retry {
         due: Timestamp::from_millis(due_ms),
         retry_of: None,
         arguments: "a \u{0} 'b'\n".into(),
-        words: Some(vec!["a b".into(), String::new()]),
-        stdin: true,
         host: Some("node1".into()),
         environment: vec![("HOOKBUS_NAME".into(), "ü\"\n".into()), ("A".into(), String::new())],
     }
@@ -188,7 +185,6 @@ fn an_execution_comes_back_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let hook = HookKey::Oned(12);
     let full = Execution {
-        words: Some(vec!["a b".into(), String::new()]),
         arguments: "a\u{0}b".into(),
         left_behind: true,
         stdout: Output { head: b"\xFF\0a".to_vec(), cut_bytes: 12, tail: b"end".to_vec() },
@@ -251,7 +247,6 @@ fn the_newest_of_each_hook_stay() {
         store.insert_retry(retry(&hook.into(), 1)).await.unwrap();
         store.delete_hook(hook).await.unwrap();
         assert_eq!((ids(&store, &hook.into()).await, store.status().retries), (vec![], 0));
-        assert_eq!(store.record(execution(&hook.into(), 1, Ending::Exited(0))).await.unwrap().execution.get(), 1);
     });
 }
 
@@ -285,6 +280,7 @@ fn a_log_is_filtered() {
     let (a, b, c) = (HookKey::Store(HookId::new(0)), HookKey::Oned(0), HookKey::File("it's".into()));
     run(async {
         let store = open(&dir);
+        assert_eq!(HookKey::Store(store.create_hook("x", "").await.unwrap().id), a);
         for (hook, started_ms, ending) in [
             (&a, 10, Ending::Exited(0)),
             (&b, 30, Ending::Exited(1)),
@@ -331,7 +327,7 @@ fn a_completion_is_stored_as_a_whole() {
             })
             .await
             .unwrap();
-        let due = store.due_retries(Timestamp::from_millis(100), 10).await.unwrap();
+        let due = store.retries_blocking().unwrap();
         let expected = Retry { retry_of: Some(first.execution), ..retry(&hook, 100) };
         assert_eq!(due, [expected]);
 
@@ -359,12 +355,11 @@ fn a_completion_is_stored_as_a_whole() {
 }
 
 #[test]
-fn retries_are_due_in_order_and_survive() {
+fn retries_come_in_the_order_in_which_they_are_due_and_survive() {
     let dir = tempfile::tempdir().unwrap();
     let hook = HookKey::Oned(1);
     run(async {
         let store = open(&dir);
-        assert_eq!(store.next_retry_due().await.unwrap(), None);
         let mut ids = Vec::new();
         for due_ms in [300, 100, 200] {
             ids.push(store.insert_retry(retry(&hook, due_ms)).await.unwrap());
@@ -372,17 +367,49 @@ fn retries_are_due_in_order_and_survive() {
         store.close(PATIENCE).await;
         let store = open(&dir);
         assert_eq!(store.status().retries, 3);
-        let due = async |ms, limit| {
-            let due = store.due_retries(Timestamp::from_millis(ms), limit).await.unwrap();
-            due.into_iter().map(|due| due.id).collect::<Vec<_>>()
-        };
-        assert_eq!(due(99, 10).await, []);
-        assert_eq!(due(200, 10).await, [ids[1], ids[2]]);
-        assert_eq!(due(1000, 2).await, [ids[1], ids[2]]);
+        let waiting = || store.retries_blocking().unwrap().into_iter().map(|retry| retry.id).collect::<Vec<_>>();
+        assert_eq!(waiting(), [ids[1], ids[2], ids[0]]);
         assert!(store.remove_retry(ids[1]).await.unwrap());
         assert!(!store.remove_retry(ids[1]).await.unwrap());
-        assert_eq!(store.next_retry_due().await.unwrap(), Some(Timestamp::from_millis(200)));
-        assert_eq!(due(1000, 10).await, [ids[2], ids[0]]);
+        assert_eq!(waiting(), [ids[2], ids[0]]);
+    });
+}
+
+#[test]
+fn a_file_of_the_first_layout_gets_this_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let hook = HookKey::Oned(1);
+    run(async {
+        let store = open(&dir);
+        store.record(execution(&hook, 1, Ending::Exited(0))).await.unwrap();
+        store.insert_retry(retry(&hook, 100)).await.unwrap();
+        store.close(PATIENCE).await;
+        let other = Connection::open(file(&dir)).unwrap();
+        let first_layout = "ALTER TABLE executions ADD COLUMN words TEXT; ALTER TABLE retries ADD COLUMN words TEXT; \
+                            ALTER TABLE retries ADD COLUMN stdin INTEGER NOT NULL DEFAULT 0; PRAGMA user_version = 1";
+        other.execute_batch(first_layout).unwrap();
+        drop(other);
+        let store = open(&dir);
+        assert_eq!(store.retries_blocking().unwrap(), [retry(&hook, 100)]);
+        store.record(execution(&hook, 2, Ending::Exited(0))).await.unwrap();
+        assert_eq!(store.log(LogFilter::default()).await.unwrap().len(), 2);
+    });
+}
+
+#[test]
+fn what_runs_while_its_hook_is_deleted_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    run(async {
+        let store = open(&dir);
+        let id = store.create_hook("x", "").await.unwrap().id;
+        let hook = HookKey::Store(id);
+        store.record(execution(&hook, 1, Ending::Exited(0))).await.unwrap();
+        store.delete_hook(id).await.unwrap();
+        let retry = Some(retry(&hook, 100));
+        let late = store.record(Completion { retry, ..execution(&hook, 2, Ending::Exited(1)).into() }).await;
+        assert!(matches!(late, Err(StoreError::Deleted)), "{late:?}");
+        assert_eq!(store.log(LogFilter::default()).await.unwrap(), []);
+        assert_eq!(store.retries_blocking().unwrap(), []);
     });
 }
 
@@ -639,9 +666,9 @@ fn a_file_that_is_not_ours_is_refused_and_left_alone() {
     let error = refused(&|path| {
         run(async { Store::open(path.parent().unwrap(), StoreOptions::default()).unwrap().close(PATIENCE).await });
         let other = Connection::open(path).unwrap();
-        other.pragma_update(None, "user_version", 2).unwrap();
+        other.pragma_update(None, "user_version", 3).unwrap();
     });
-    assert!(error.contains("later version of hookbus, in layout 2; this one knows layout 1"), "{error}");
+    assert!(error.contains("later version of hookbus, in layout 3; this one knows layout 2"), "{error}");
 
     let dir = tempfile::tempdir().unwrap();
     let error = Store::open(&dir.path().join("missing"), StoreOptions::default()).unwrap_err().to_string();
@@ -676,8 +703,7 @@ fn use_all(store: &Store) {
         }
         let _ = store.log(LogFilter::default()).await;
         let _ = store.front(100).await;
-        let _ = store.due_retries(Timestamp::from_millis(u64::MAX), 100).await;
-        let _ = store.next_retry_due().await;
+        let _ = store.retries_blocking();
         let _ = store.create_hook("new", "").await;
         let _ = store.delete_hook(HookId::new(3)).await;
         drop(store.record(execution(&HookKey::Oned(1), 1, Ending::Exited(0))));
@@ -728,7 +754,7 @@ fn damage_in_use_fails_what_meets_it() {
         let store = open(&dir);
         let other = Connection::open(file(&dir)).unwrap();
         other.execute_batch("UPDATE retries SET hook = 'nobody'; UPDATE executions SET ending = 77").unwrap();
-        let error = store.due_retries(Timestamp::from_millis(100), 10).await.unwrap_err().to_string();
+        let error = store.retries_blocking().unwrap_err().to_string();
         assert!(error.contains("can't be read") && error.contains("nobody") && error.contains("move"), "{error}");
         let error = store.log(LogFilter::default()).await.unwrap_err().to_string();
         assert!(error.contains("77"), "{error}");

@@ -127,8 +127,8 @@ impl Work {
         match self {
             Work::Change(change) => {
                 if let Some(execution) = &change.execution {
-                    done.execution = Some(execution::insert(connection, execution, &mut batch.logs)?);
-                    batch.executions += 1;
+                    done.execution = execution::insert(connection, execution, &mut batch.logs)?;
+                    batch.executions += u64::from(done.execution.is_some());
                 }
                 if let Some(message) = &change.push {
                     let (messages, bytes) = (options.outbox_max_messages, options.outbox_max_bytes);
@@ -142,7 +142,9 @@ impl Work {
                     batch.committed.retries = batch.committed.retries.saturating_sub(1);
                     done.removed += 1;
                 }
-                if let Some(retry) = &change.retry {
+                // Nor is a hook run again that was deleted meanwhile.
+                let deleted = change.execution.is_some() && done.execution.is_none();
+                if let Some(retry) = change.retry.as_ref().filter(|_| !deleted) {
                     if batch.committed.retries < options.retries_max {
                         retry::insert(connection, retry, done.execution)?;
                         done.retry = Some(retry.id);

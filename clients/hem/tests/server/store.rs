@@ -44,7 +44,6 @@ fn execution(arguments: String) -> Execution {
         duration: Duration::ZERO,
         command: "/bin/x".into(),
         arguments,
-        words: None,
         ending: Ending::Exited(0),
         left_behind: false,
         stdout: Output { head: vec![b'o'; 200], cut_bytes: 0, tail: Vec::new() },

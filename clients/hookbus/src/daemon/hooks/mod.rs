@@ -59,6 +59,7 @@ pub(crate) struct Hooks {
     /// Why there is none, if there is none.
     store: Result<Store, String>,
     executor: Executor,
+    dead_letters: Arc<DeadLetters>,
     sources: Mutex<Sources>,
     /// Held while a hook of the store is changed, so that the executor gets changes in their order.
     changing: tokio::sync::Mutex<()>,
@@ -137,7 +138,8 @@ impl Hooks {
             resume(store, &executor, &sources);
         }
         let (sources, changing) = (Mutex::new(sources), tokio::sync::Mutex::default());
-        Some(Hooks { dir: config.dir.clone(), store, executor, sources, changing })
+        let dead_letters = Arc::clone(dead_letters);
+        Some(Hooks { dir: config.dir.clone(), store, executor, dead_letters, sources, changing })
     }
 
     /// Reads the directory again. Executions under way go on. Where it can't be read, the hooks that there are stay.
@@ -199,8 +201,6 @@ impl Hooks {
                 due: due.into(),
                 retry_of: None,
                 arguments: again.arguments.clone(),
-                words: None,
-                stdin: false,
                 host: again.host.clone(),
                 environment: again.environment.clone(),
             };
