@@ -271,6 +271,34 @@ fn hooks_of_oned_are_taken_over() {
     assert!(told(&again).contains("43 of 43 hooks are left out"), "{}", told(&again));
     let nonsense = home.run(&["hook", "import", &template(&home, "vms.xml", "<VM_POOL/>")]);
     assert!(told(&nonsense).contains("expected the element HOOK_POOL, found VM_POOL"), "{}", told(&nonsense));
+
+    // What nobody knows is told, and is in the way of no later change.
+    let odd = "<HOOK><ID>7</ID><NAME>odd</NAME><TYPE>api</TYPE><TEMPLATE><CALL>one.vm.alocate</CALL><COMMAND>/bin/true</COMMAND>\
+               <OWNER>me</OWNER></TEMPLATE></HOOK>";
+    let imported = home.run(&["hook", "import", &template(&home, "odd.xml", odd)]);
+    assert_eq!(out(&imported), "ID: 43 (was 7: odd)\n");
+    assert!(told(&imported).contains("OWNER is unknown and has no effect"), "{}", told(&imported));
+    assert!(told(&imported).contains("did you mean one.vm.allocate?"), "{}", told(&imported));
+    let more = template(&home, "more", "CALL = one.vm.allocate\nTIMEOUT = 5\nNAME = other\n");
+    let updated = home.run(&["hook", "update", "odd", &more, "--append"]);
+    assert!(updated.status.success() && told(&updated).contains("NAME = other has no effect"), "{}", told(&updated));
+    let wrong = home.run(&["hook", "update", "odd", &template(&home, "wrong", "TIMEOUT = soon\n"), "--append"]);
+    assert!(told(&wrong).contains("with this added, the template is wrong: "), "{}", told(&wrong));
+    daemon.stop();
+
+    // A list of ours is read, too: a backup, with what only hookbus knows.
+    let home = Home::default();
+    let text = "NAME = ours\nTYPE = event\nPREFIX = \"app \"\nCOMMAND = /bin/true\n";
+    home.hook("file", &text.replace("ours", "of-file"));
+    let daemon = home.serve();
+    let event = template(&home, "event", text);
+    let _ = out(&home.run(&["hook", "create", &event]));
+    let backup = template(&home, "backup.xml", &out(&home.run(&["hook", "list", "-x"])));
+    assert!(home.run(&["hook", "rename", "ours", "kept"]).status.success());
+    let restored = home.run(&["hook", "import", &backup]);
+    assert_eq!(out(&restored), "ID: 1 (was 0: ours)\n", "{}", told(&restored));
+    assert!(told(&restored).contains("of-file is a template file"), "{}", told(&restored));
+    assert_eq!(get(&home, "/v1/hooks/1")["trigger"], get(&home, "/v1/hooks/0")["trigger"]);
     daemon.stop();
 }
 
@@ -283,6 +311,8 @@ fn a_hook_is_tried_with_an_event() {
         "NAME = try\nTYPE = state\nRESOURCE = VM\nON = RUNNING\nCOMMAND = show.sh\nARGUMENTS = \"$TEMPLATE $ID\"\n";
     assert_eq!(out(&home.run(&["hook", "create", &template(&home, "try", text)])), "ID: 0\n");
 
+    let nothing = home.run(&["hook", "test", "0", "--event", "./no-such.xml"]);
+    assert!(told(&nothing).contains("cannot read ./no-such.xml"), "{}", told(&nothing));
     let nothing = home.run(&["hook", "test", "0"]);
     assert_eq!(nothing.status.code(), Some(1));
     assert!(

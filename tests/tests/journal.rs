@@ -144,7 +144,7 @@ fn what_a_bus_refuses_for_good_is_a_dead_letter() {
         assert!(told.contains(expected), "{command:?}: {told}");
     }
     // It is refused again, and stays.
-    assert_eq!(text(&home.run(&["dlq", "retry", &numbers[0]])), "1 handed to their bridges\n");
+    assert_eq!(text(&home.run(&["dlq", "retry", &numbers[0]])), "1 on the way again\n");
     wait_until("it to be refused again", || {
         let letter = json(&home.run(&["dlq", "show", &numbers[0], "-o", "json"]));
         match (letter["replays"].as_u64(), &letter["retrying"]) {
@@ -158,7 +158,7 @@ fn what_a_bus_refuses_for_good_is_a_dead_letter() {
     home.configure(&bridge("cloudevents"));
     let serve = home.serve();
     home.until_bridge("ops", "to be ready", |bridge| bridge["state"] == "ready");
-    assert_eq!(text(&home.run(&["dlq", "retry", "--all"])), "1 handed to their bridges\n");
+    assert_eq!(text(&home.run(&["dlq", "retry", "--all"])), "1 on the way again\n");
     home.until_bridge("ops", "to have delivered it", |bridge| bridge["confirmed"] == 1 && bridge["omitted"] == 1);
     wait_until("it to be gone", || match text(&home.run(&["dlq", "list"])) {
         none if none == "no dead letters\n" => Ok(()),

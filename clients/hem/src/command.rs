@@ -118,9 +118,10 @@ impl CommandLine {
         &self.environment
     }
 
-    /// Why it could not be started now, as far as that can be told from here; what a shell or another host does with it can't.
+    /// Why it could not be started now, as far as that can be told from here; what another host does with it can't, nor of a shell's line
+    /// more than its first word where that is plain.
     pub(crate) fn obstacle(&self) -> Option<String> {
-        if matches!(self.form, Form::Shell(_)) {
+        if matches!(self.form, Form::Shell(_)) && self.program.contains(SHELL_CHARACTERS) {
             return None;
         }
         rustix::fs::access(&self.program, rustix::fs::Access::EXEC_OK)

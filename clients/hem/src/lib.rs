@@ -54,6 +54,7 @@
 //! `hookbus hook`: managing the hooks of the store, and looking at its log.
 
 mod arguments;
+mod calls;
 mod command;
 mod directory;
 mod dispatch;

@@ -111,7 +111,7 @@ pub(crate) fn run(global: &GlobalArgs, command: DlqCommand) -> ExitCode {
         }),
         DlqCommand::Retry { which, client } => client::run(global, &client, async |client| {
             let answer = post(&client, "/v1/dlq/retry", &which).await?;
-            done(&which, &answer, number(&answer["retried"]), "handed to their bridges")
+            done(&which, &answer, number(&answer["retried"]), "on the way again")
         }),
         DlqCommand::Purge { which, client } => client::run(global, &client, async |client| {
             let answer = post(&client, "/v1/dlq/purge", &which).await?;

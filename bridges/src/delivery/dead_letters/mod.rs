@@ -281,6 +281,37 @@ impl DeadLetters {
         })
     }
 
+    /// Gives the letters of a bridge to another one: it has another name now. Says how many. Those that are being sent again stay where
+    /// they are.
+    ///
+    /// # Errors
+    /// When nothing could be changed.
+    pub fn rename(&self, bridge: &str, name: &Arc<str>) -> Result<u64, DeadLettersError> {
+        self.opened(|store, index| {
+            let numbers: Vec<u64> = {
+                let index = index.lock();
+                let of_bridge = index.entries.iter().filter(|(_, entry)| &*entry.bridge == bridge);
+                of_bridge.map(|(&number, _)| number).filter(|number| !index.retrying.contains(number)).collect()
+            };
+            let heads = store.heads(numbers.iter().copied())?;
+            let renamed = |(&number, head): (&u64, Option<Head>)| {
+                let mut head = head?;
+                head.bridge = (&**name).into();
+                Some((number, head))
+            };
+            let replace: Vec<_> = numbers.iter().zip(heads).filter_map(renamed).collect();
+            let renamed: Vec<u64> = replace.iter().map(|(number, _)| *number).collect();
+            self.apply(store, Change { replace, ..Change::default() })?;
+            let mut index = index.lock();
+            for number in &renamed {
+                if let Some(entry) = index.entries.get_mut(number) {
+                    entry.bridge = Arc::clone(name);
+                }
+            }
+            Ok(renamed.len() as u64)
+        })
+    }
+
     /// Throws letters away; says how many.
     ///
     /// # Errors

@@ -138,6 +138,21 @@ fn bridges_are_told_apart() {
 }
 
 #[test]
+fn letters_follow_who_left_them_to_another_name() {
+    both(|letters| {
+        add(&letters, "hook a", 1..=3);
+        add(&letters, "hook c", 4..=4);
+        assert_eq!(letters.claim("hook a", &Which::Numbers(vec![2])), [2]);
+        assert_eq!(letters.rename("hook a", &"hook b".into()).unwrap(), 2);
+        let names: Vec<_> = letters.list(None, 9).unwrap().iter().map(|letter| letter.bridge.to_string()).collect();
+        assert_eq!(names, ["hook b", "hook a", "hook b", "hook c"], "what is under way stays");
+        assert_eq!((letters.count(Some("hook a")), letters.count(Some("hook b"))), (1, 2));
+        assert_eq!(&*letters.show(3).unwrap().unwrap().0.bridge, "hook b");
+        assert_eq!(letters.rename("nobody", &"x".into()).unwrap(), 0);
+    });
+}
+
+#[test]
 fn a_letter_is_gone_when_its_retry_is_confirmed() {
     both(|letters| {
         add(&letters, "a", 1..=3);

@@ -44,6 +44,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use self::read::Look;
 use crate::problem::Problem;
 use crate::template::{Template, Value};
 
@@ -333,12 +334,18 @@ impl Hook {
 
     /// Reads a hook. The second value is what there is to say about it; without a hook, an error is among it.
     pub fn from_template(template: &Template, origin: &Origin) -> (Option<Hook>, Vec<Problem>) {
-        read::read(template, origin, false)
+        read::read(template, origin, Look::Lenient)
     }
 
-    /// The same for somebody who waits for the answer: an attribute, and the name of a state, that nobody knows is an error.
-    pub fn check(template: &Template, origin: &Origin) -> (Option<Hook>, Vec<Problem>) {
-        read::read(template, origin, true)
+    /// The same for somebody who waits for the answer: an attribute, and the name of a state, that nobody knows is an error. Where the
+    /// template takes the place of another one, what stood there `before` is only warned of.
+    pub fn check(template: &Template, before: Option<&Template>, origin: &Origin) -> (Option<Hook>, Vec<Problem>) {
+        read::read(template, origin, Look::Strict { before })
+    }
+
+    /// The same for a template that somebody else has taken: an attribute that nobody knows is warned of.
+    pub fn import(template: &Template, origin: &Origin) -> (Option<Hook>, Vec<Problem>) {
+        read::read(template, origin, Look::Import)
     }
 
     /// What OpenNebula lists of a hook's template: all attributes but NAME and TYPE in the order of their names, with the states that ON

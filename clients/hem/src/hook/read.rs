@@ -1,9 +1,11 @@
 //! Reads a [`Hook`] out of a [`Template`], and tells all that is wrong with it at once.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use super::{Hook, MAX_NAME_CHARS, Object, Order, Origin, Outcome, RESULT_KEY_START, RETRY_BACKOFF, States, Trigger};
 use crate::arguments::have_event_text;
+use crate::calls;
 use crate::command::SHELL_CHARACTERS;
 use crate::problem::{Problem, Severity};
 use crate::states;
@@ -37,15 +39,31 @@ const KNOWN: &[&str] = &[
 const LATER: &[(&str, &str)] =
     &[("OPERATION", "it has no effect"), ("PHASE", "it has no effect"), ("NODE", "it has no effect")];
 
+/// Which attributes say when a hook runs, by its TYPE. (REMOTE is looked at where it is read.)
+const TRIGGERS: &[(&str, &[&str])] =
+    &[("api", &["CALL", "RESULT"]), ("state", &["RESOURCE", "STATE", "LCM_STATE", "ON"]), ("event", &["PREFIX"])];
+
 fn seconds(seconds: u32) -> Duration {
     Duration::from_secs(seconds.into())
 }
 
+/// How a template is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Look<'a> {
+    /// What may be a slip of the pen is warned of.
+    Lenient,
+    /// It is an error, and so is an attribute that nobody knows; save what stood in this template before it was changed.
+    Strict { before: Option<&'a Template> },
+    /// As lenient, and of an attribute that nobody knows is warned, too.
+    Import,
+}
+
 /// Reads a hook; see [`Hook::from_template`] and, for a strict one, [`Hook::check`].
-pub(super) fn read(template: &Template, origin: &Origin, strict: bool) -> (Option<Hook>, Vec<Problem>) {
-    let mut reader = Reader { template, strict, problems: Vec::new() };
+pub(super) fn read(template: &Template, origin: &Origin, look: Look<'_>) -> (Option<Hook>, Vec<Problem>) {
+    let mut reader = Reader { template, look, problems: Vec::new() };
     let hook = reader.hook(origin);
     reader.look_for_strangers();
+    reader.look_for_repetitions();
     let mut problems = reader.problems;
     if let Origin::File(path) = origin {
         problems = problems.into_iter().map(|problem| problem.in_file(path)).collect();
@@ -56,8 +74,7 @@ pub(super) fn read(template: &Template, origin: &Origin, strict: bool) -> (Optio
 
 struct Reader<'a> {
     template: &'a Template,
-    /// Whether what may be a slip of the pen is an error.
-    strict: bool,
+    look: Look<'a>,
     problems: Vec<Problem>,
 }
 
@@ -77,6 +94,7 @@ impl<'a> Reader<'a> {
         let concurrency = self.number("CONCURRENCY", "runs", 1).map(|runs| runs as usize); // 32 bits
         let trigger = trigger?;
         self.check_arguments(&trigger, arguments);
+        self.look_for_other_triggers(&trigger);
         let (command, at) = command?;
         if !arguments_stdin && have_event_text(arguments) && command.contains(SHELL_CHARACTERS) {
             self.warning(at, format!("COMMAND = {command} runs without a shell, since ARGUMENTS has text of the event; move what needs one into a script"));
@@ -108,10 +126,9 @@ impl<'a> Reader<'a> {
 
     /// What may be a slip of the pen.
     fn doubt(&mut self, at: &Attribute, what: impl Into<String>) {
-        if self.strict {
-            self.error(Some(at), what);
-        } else {
-            self.warning(at, what);
+        match self.look {
+            Look::Strict { before } if !had(before, at) => self.error(Some(at), what),
+            _ => self.warning(at, what),
         }
     }
 
@@ -164,7 +181,10 @@ impl<'a> Reader<'a> {
         match kind.to_lowercase().as_str() {
             "api" => {
                 let outcome = self.outcome();
-                let (call, _) = self.required("CALL", "the API call, such as one.vm.allocate")?;
+                let (call, at) = self.required("CALL", "the API call, such as one.vm.allocate")?;
+                if let Some(doubt) = calls::doubt(call) {
+                    self.warning(at, doubt);
+                }
                 Some(Trigger::Api { call: call.to_owned(), outcome: outcome? })
             }
             "state" => self.state(),
@@ -302,7 +322,18 @@ impl<'a> Reader<'a> {
             if !known.contains(&state.as_str()) {
                 let object = object.name();
                 let nearest = states::nearest(&state, known.iter().copied());
-                let hint = nearest.map_or_else(|| format!("one of {}", known.join(", ")), str::to_owned);
+                // The states that people speak of are mostly those of LCM_STATE.
+                let of_lcm = || {
+                    Some(states::nearest(&state, states::lcm().iter().copied())?)
+                        .filter(|_| name == "STATE" && object == "VM")
+                };
+                let hint = match nearest {
+                    Some(nearest) => nearest.to_owned(),
+                    None => of_lcm().map_or_else(
+                        || format!("one of {}", known.join(", ")),
+                        |lcm| format!("STATE = ACTIVE with LCM_STATE = {lcm}"),
+                    ),
+                };
                 self.doubt(
                     at,
                     format!("{name} = {state} is no state of a {object} that is known; did you mean {hint}?"),
@@ -393,12 +424,53 @@ impl<'a> Reader<'a> {
                 self.doubt(attribute, format!("{name} comes with a later version; here {without}"));
             } else if let Some(nearest) = states::nearest(name, known()) {
                 self.doubt(attribute, format!("{name} is unknown and has no effect; did you mean {nearest}?"));
-            } else if self.strict {
-                let what = format!("{name} is unknown; remove it, or say in DESCRIPTION what you want to remember");
-                self.error(Some(attribute), what);
+            } else {
+                match self.look {
+                    Look::Lenient => {}
+                    Look::Strict { before } if !had(before, attribute) => {
+                        let what =
+                            format!("{name} is unknown; remove it, or say in DESCRIPTION what you want to remember");
+                        self.error(Some(attribute), what);
+                    }
+                    Look::Strict { .. } | Look::Import => {
+                        self.warning(attribute, format!("{name} is unknown and has no effect"));
+                    }
+                }
             }
         }
     }
+
+    /// Attributes of a trigger that the hook doesn't have.
+    fn look_for_other_triggers(&mut self, trigger: &Trigger) {
+        for (kind, names) in TRIGGERS {
+            for name in names.iter().filter(|_| *kind != trigger.kind()) {
+                if let Some((_, at)) = self.text(name) {
+                    let own = trigger.kind();
+                    self.warning(
+                        at,
+                        format!("{name} is for TYPE = {kind} and has no effect in a hook of TYPE = {own}"),
+                    );
+                }
+            }
+        }
+    }
+
+    /// Attributes that are there twice.
+    fn look_for_repetitions(&mut self) {
+        let template = self.template;
+        let mut seen = HashSet::new();
+        for attribute in template.attributes() {
+            let name = attribute.name.as_str();
+            if !seen.insert(name) && KNOWN.contains(&name) {
+                self.warning(attribute, format!("{name} was given before; this one has no effect"));
+            }
+        }
+    }
+}
+
+/// Whether a template had that attribute with that value.
+fn had(template: Option<&Template>, attribute: &Attribute) -> bool {
+    template.and_then(|template| template.get(&attribute.name)).is_some_and(|old| old.value == attribute.value)
 }
 
 #[cfg(test)]
@@ -482,6 +554,11 @@ mod tests {
             ),
             ("RESOURCE = VM\nSTATE = ACTIVE\nLCM_STATE = RUNING", true, "did you mean RUNNING?"),
             ("RESOURCE = NET\nSTATE = RUNNING", true, "did you mean one of INIT, READY, LOCK_CREATE"),
+            (
+                "RESOURCE = VM\nSTATE = RUNING\nLCM_STATE = *",
+                true,
+                "did you mean STATE = ACTIVE with LCM_STATE = RUNNING?",
+            ),
             ("RESOURCE = IMAGE\nSTATE = READY\nON = CUSTOM", true, ""),
             (
                 "RESOURCE = IMAGE\nSTATE = READY\nON = DONE\nLCM_STATE = BOOT",
@@ -543,6 +620,12 @@ mod tests {
             ("ARGUMENTS = \"$TEMPLATE\"", true, "$TEMPLATE is empty in a hook of TYPE = api"),
             ("ARGUMENTS = \"$ID\"", true, "$ID is empty in a hook of TYPE = api"),
             ("ARGUMENTS = \"$EVENT_JSON\"", true, ""),
+            (
+                "STATE = ERROR",
+                true,
+                "warning /d/x.tmpl:5:1: STATE is for TYPE = state and has no effect in a hook of TYPE = api",
+            ),
+            ("COMMAND = z", true, "warning /d/x.tmpl:5:1: COMMAND was given before; this one has no effect"),
         ] {
             let (hook, said) = load(&format!("NAME = x\nTYPE = api\nCALL = one.vm.action\nCOMMAND = y\n{attributes}"));
             assert_eq!(hook.is_some(), loaded, "{attributes}: {said}");
@@ -587,7 +670,7 @@ mod tests {
         let check = |attributes: &str| {
             let text =
                 format!("NAME = x\nTYPE = state\nRESOURCE = VM\nCOMMAND = y\nLCM_STATE = LCM_INIT\n{attributes}");
-            let (hook, problems) = Hook::check(&Template::parse(&text).unwrap(), &Origin::Program);
+            let (hook, problems) = Hook::check(&Template::parse(&text).unwrap(), None, &Origin::Program);
             (hook.is_some(), problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
         };
         assert_eq!(check("STATE = PENDING\nDESCRIPTION = \"of mine\""), (true, String::new()));
@@ -600,6 +683,29 @@ mod tests {
             let (loaded, said) = check(attributes);
             assert!(!loaded && said.starts_with(expected), "{attributes}: {said}");
         }
+    }
+
+    #[test]
+    fn what_was_there_before_a_change_is_not_in_its_way() {
+        let parsed = |attributes: &str| {
+            let text = format!("NAME = x\nTYPE = api\nCALL = one.vm.action\nCOMMAND = y\n{attributes}");
+            Template::parse(&text).unwrap()
+        };
+        let (before, told) = (parsed("OWNER = me\nTIMOUT = 3"), "is unknown and has no effect");
+        let (hook, problems) =
+            Hook::check(&parsed("TIMOUT = 3\nOWNER = me\nTIMEOUT = 4"), Some(&before), &Origin::Program);
+        assert!(
+            hook.is_some() && problems.len() == 2 && problems.iter().all(|p| p.what.contains(told)),
+            "{problems:?}"
+        );
+        for changed in ["OWNER = you", "OTHER = me"] {
+            assert_eq!(Hook::check(&parsed(changed), Some(&before), &Origin::Program).0, None, "{changed}");
+        }
+        let (hook, problems) = Hook::import(&before, &Origin::Program);
+        assert!(
+            hook.is_some() && problems.len() == 2 && problems.iter().all(|p| p.what.contains(told)),
+            "{problems:?}"
+        );
     }
 
     #[test]

@@ -98,6 +98,12 @@ impl Pool {
                     let what = format!("hook {}: oned lists this number twice; the first counts", hook.id);
                     pool.problems.push(Problem::warning(what));
                 }
+                // Only hookbus' own lists have the element; of its template files, which have no number.
+                Err(_) if element.child("ORIGIN").is_some() => {
+                    let name = element.child("NAME").map(text).unwrap_or_default();
+                    let what = format!("{} is a template file, not a hook of the store; copy the file", shown(&name));
+                    pool.problems.push(Problem::warning(what));
+                }
                 Err(e) => pool.problems.push(Problem::error(e.to_string())),
             }
         }
@@ -337,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_list_that_is_not_whole_is_none() {
-        let one = "<HOOK><ID>1</ID><NAME>a</NAME><TYPE>api</TYPE><TEMPLATE><CALL>c</CALL><COMMAND>x</COMMAND></TEMPLATE></HOOK>";
+        let one = "<HOOK><ID>1</ID><NAME>a</NAME><TYPE>api</TYPE><TEMPLATE><CALL>one.vm.info</CALL><COMMAND>x</COMMAND></TEMPLATE></HOOK>";
         let said = |xml: &str| Pool::parse(xml.as_bytes()).unwrap_err().to_string();
         assert_eq!(said(&format!("<HOOK_POOL>{one}")), "the element HOOK_POOL ends too early");
         assert_eq!(said(&format!("<HOOK_POOL>{one}<HOOK><ID/>")), "the element HOOK_POOL ends too early");

@@ -111,6 +111,13 @@ async fn show(Shared(state): Shared<Arc<State>>, Path(number): Path<String>) -> 
     let mut shown = head(&letter);
     shown["keys"] = letter.keys.iter().map(|key| Value::from(encode_key(key).into_owned())).collect();
     shown["event"] = serde_json::from_slice(&state.encoder.structured(&event, None)).unwrap_or_default();
+    if letter.bridge.starts_with(HOOK_LETTERS)
+        && let Ok(data) = serde_json::from_slice::<Value>(event.payload())
+    {
+        // What is kept of a hook's failure is the result, as JSON, under the key of the event.
+        shown["event"]["datacontenttype"] = "application/json".into();
+        shown["event"]["data"] = data;
+    }
     Ok(Json(shown))
 }
 

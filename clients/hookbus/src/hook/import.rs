@@ -1,20 +1,24 @@
-//! `hookbus hook import`: the hooks of an oned, from the document in which it tells them.
+//! `hookbus hook import`: the hooks of an oned, or of another hookbus, from the document in which it tells them.
 
 use std::path::Path;
 
 use hookbus_bridges::http::Client;
 use hookbus_hem::Severity;
 use hookbus_hem::oned::{Pool, PoolHook};
-use hookbus_hem::template::Template;
+use hookbus_hem::template::{Template, Value};
 
 use super::{print, read, shown, tell_warnings, warn};
 use crate::client::{Failure, understood};
+
+/// What TYPE can be that only hookbus knows.
+const OUR_TYPES: [&str; 2] = ["event", "ganeti"];
 
 /// Creates the hooks of a list, in the order of their ids. What can't be taken over is told, and costs no other.
 pub(super) async fn import(client: &Client, file: &Path) -> Result<(), Failure> {
     let bytes = read(file)?;
     let pool = pool(&bytes).map_err(|e| {
-        let what = "what `onehook list -x`, `onehook show -x` or one.hookpool.info gives is expected";
+        let what =
+            "what `onehook list -x`, `onehook show -x`, `hookbus hook list -x` or one.hookpool.info gives is expected";
         Failure::Work(format!("{}: {e}; {what}", shown(file)))
     })?;
     let mut left_out = pool.problems.iter().filter(|problem| problem.severity == Severity::Error).count();
@@ -68,7 +72,12 @@ fn without_declaration(bytes: &[u8]) -> &[u8] {
 
 /// A template that means to hookbus what oned's means to OpenNebula.
 fn template(hook: &PoolHook) -> Result<String, String> {
-    if hook.hook.is_none() {
+    // hookbus' own lists have types that no oned has; the daemon looks at them.
+    let of_ours = hook.template.get("TYPE").is_some_and(|kind| match &kind.value {
+        Value::Text(kind) => OUR_TYPES.iter().any(|ours| kind.trim().eq_ignore_ascii_case(ours)),
+        Value::Vector(_) => false,
+    });
+    if hook.hook.is_none() && !of_ours {
         let problems: Vec<_> = hook.problems.iter().map(ToString::to_string).collect();
         return Err(problems.join("; "));
     }

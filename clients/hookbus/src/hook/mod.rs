@@ -46,7 +46,7 @@ pub(crate) enum HookCommand {
     /// List hooks: those of the store, and those of template files
     List {
         /// Which columns, in this order: ID, NAME, TYPE, ORIGIN, TRIGGER, LOCK
-        #[arg(short, long = "list", value_name = "COLUMNS", value_delimiter = ',')]
+        #[arg(short, long = "list", value_name = "COLUMNS", value_delimiter = ',', ignore_case = true)]
         list: Vec<Column>,
         /// Without the line of column names
         #[arg(long)]
@@ -144,8 +144,8 @@ pub(crate) enum HookCommand {
         #[arg(long, short, value_name = "TIME", value_parser = time)]
         until: Option<u64>,
         /// At most so many, the newest
-        #[arg(long, value_name = "N", default_value_t = 1000)]
-        limit: usize,
+        #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+        limit: u64,
         #[command(flatten)]
         form: Form,
         #[command(flatten)]
@@ -155,8 +155,9 @@ pub(crate) enum HookCommand {
     Test {
         /// Its id, or its name
         hook: String,
-        /// The event: a file with the XML that oned wrote (or base64 of it), or a key, for the newest event of the journal whose key
-        /// begins like that [default: the newest event of the journal that the hook is for]
+        /// The event: a file with the XML that oned wrote (or base64 of it; - is standard input), or a key, for the newest event of the
+        /// journal whose key begins like that, without one an empty event of that key [default: the newest event of the journal that the
+        /// hook is for]
         #[arg(long, value_name = "FILE|KEY")]
         event: Option<String>,
         /// Run it, and show what came of it
@@ -165,7 +166,7 @@ pub(crate) enum HookCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Take over hooks of OpenNebula, from what `onehook list -x` prints
+    /// Take over hooks of OpenNebula, from what `onehook list -x` prints, or of another hookbus (`hookbus hook list -x`)
     ///
     /// They get new ids. One whose name is taken, or that can't be run, is told and left out.
     Import {
@@ -313,7 +314,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 async fn test(client: &Client, hook: &str, event: Option<&str>, run: bool) -> Result<(), Failure> {
     let mut body = json!({ "run": run });
     match event {
-        Some(file) if Path::new(file).is_file() => body["content"] = content(&read(Path::new(file))?).into(),
+        Some(file) if file == "-" || Path::new(file).is_file() || is_file_name(file) => {
+            body["content"] = content(&read(Path::new(file))?).into();
+        }
         Some(key) => body["key"] = key.into(),
         None => {}
     }
@@ -340,6 +343,12 @@ async fn test(client: &Client, hook: &str, event: Option<&str>, run: bool) -> Re
     }
     warn(&format!("it has not ended yet; `hookbus hook show {hook}` shows it when it has"));
     Ok(())
+}
+
+/// Whether somebody who writes this means a file, also where there is none.
+fn is_file_name(text: &str) -> bool {
+    let (beginnings, endings) = (["/", "./", "../", "~"], [".xml", ".txt", ".json", ".b64", ".base64"]);
+    beginnings.iter().any(|beginning| text.starts_with(beginning)) || endings.iter().any(|end| text.ends_with(end))
 }
 
 /// The content of an event, in base64: the XML that oned wrote, or that in base64.
@@ -503,6 +512,12 @@ mod tests {
         let ago = now - time("1h").unwrap();
         assert!((3_590_000..=3_600_000).contains(&ago), "{ago}");
         assert!(time("yesterday").unwrap_err().contains("is expected"));
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_no_key() {
+        assert!(["/tmp/x", "./event", "vm.xml"].into_iter().all(is_file_name));
+        assert!(!["EVENT STATE VM/ACTIVE", "app.deploy", "a/b"].into_iter().any(is_file_name));
     }
 
     #[test]

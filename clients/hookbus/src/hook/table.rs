@@ -41,6 +41,9 @@ impl Column {
             Column::Id => hook["id"].as_u64().map_or_else(|| "-".into(), |id| id.to_string()),
             Column::Name => string(&hook["name"]).to_owned(),
             Column::Type => string(&hook["type"]).to_owned(),
+            Column::Origin if hook["shadowed"] == true => {
+                format!("{} (does not run: a hook of the store has its name)", string(&hook["file"]))
+            }
             Column::Origin => hook["file"].as_str().unwrap_or_else(|| string(&hook["origin"])).to_owned(),
             Column::Trigger => string(&hook["trigger"]).to_owned(),
             Column::Lock => locked(hook).to_owned(),
@@ -213,6 +216,17 @@ pub(super) fn execution(execution: &Value) -> String {
     }
     if let Some(retry_of) = execution["retry_of"].as_u64() {
         text += &field("RETRY OF", &retry_of.to_string());
+    }
+    if let Some(duration) = execution["duration_ms"].as_u64() {
+        text += &field("DURATION", &format!("{}.{:03} s", duration / 1000, duration % 1000));
+    }
+    for (name, head) in [("event", "EVENT"), ("key", "KEY")] {
+        if let Some(value) = execution[name].as_str() {
+            text += &field(head, value.trim_end());
+        }
+    }
+    for (name, value) in execution["environment"].as_object().into_iter().flatten() {
+        text += &field("ENVIRONMENT", &format!("{name}={}", string(value)));
     }
     for (name, head) in [("stdout", "EXECUTION STDOUT"), ("stderr", "EXECUTION STDERR")] {
         text += "\n";

@@ -5,7 +5,7 @@
 //!   <HOOKLOG><HOOK_EXECUTION_RECORD>...</HOOK_EXECUTION_RECORD>...</HOOKLOG></HOOK>...</HOOK_POOL>
 //! ```
 //!
-//! ORIGIN (`store`, or the file) is ours. JSON is made of the XML as OpenNebula makes it: elements of the same name are an array, an empty
+//! ORIGIN (`store`, or the file), and DURATION_MS, EVENT, KEY and ENVIRONMENT of an execution, are ours. JSON is made of the XML as OpenNebula makes it: elements of the same name are an array, an empty
 //! one is an empty object, and every value is text.
 
 use base64::Engine as _;
@@ -196,6 +196,14 @@ fn record(execution: &Value) -> Element {
     elements.push(Element::of("EXECUTION_RESULT", result));
     elements.extend(execution["host"].as_str().map(|host| Element::text("REMOTE_HOST", host)));
     elements.extend(execution["retry_of"].as_u64().map(|_| Element::text("RETRY", "yes")));
+    // What follows is ours.
+    elements.extend(execution["duration_ms"].as_u64().map(|duration| Element::text("DURATION_MS", duration)));
+    elements.extend(execution["event"].as_str().map(|event| Element::text("EVENT", event)));
+    elements.extend(execution["key"].as_str().map(|key| Element::text("KEY", key)));
+    if let Some(environment) = execution["environment"].as_object().filter(|environment| !environment.is_empty()) {
+        let variables = environment.iter().map(|(name, text)| Element::text(name, string(text)));
+        elements.push(Element::of("ENVIRONMENT", variables.collect()));
+    }
     Element::of("HOOK_EXECUTION_RECORD", elements)
 }
 

@@ -89,8 +89,12 @@ fn bury(letters: &DeadLetters, record: &Record) -> Result<(), hookbus_bridges::d
     let reason: String = format!("{reason}{last}").chars().take(500).collect();
     let fallen =
         Fallen { event: Received::restored(record.event.id, message), reason: reason.into(), attempts: record.attempt };
-    let bridge: Arc<str> = format!("{HOOK_LETTERS}{}", record.hook.name).into();
-    letters.add(&bridge, SystemTime::now().into(), &[fallen])
+    letters.add(&letters_of(&record.hook.name), SystemTime::now().into(), &[fallen])
+}
+
+/// Under what the dead letters of a hook are kept.
+pub(super) fn letters_of(hook: &str) -> Arc<str> {
+    format!("{HOOK_LETTERS}{hook}").into()
 }
 
 /// What is to be run again for a dead letter of a hook.

@@ -3,6 +3,7 @@
 //! A hook is named by its id or its name; digits are an id. Those of template files have a name only. Templates are bodies of their own, as
 //! text, so that `curl --data-binary @FILE` is enough.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::body::Bytes;
@@ -13,11 +14,12 @@ use axum::{Json, Router};
 use hookbus_bridges::http::Problem;
 use hookbus_broker::Timestamp;
 use hookbus_hem::store::{ExecutionId, HookError, HookKey, HookRef, LogFilter, Store, StoreError, StoredHook};
-use hookbus_hem::template::Template;
+use hookbus_hem::template::{self, Template};
 use hookbus_hem::{Again, EventRef, Hook, Origin, Severity};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::log::letters_of;
 use super::{Hooks, event, hook_of, key_of, view};
 use crate::daemon::State;
 use crate::daemon::routes::{blocking, to_the_end};
@@ -51,7 +53,16 @@ async fn list(Shared(state): Shared<Arc<State>>) -> Answer {
     };
     let mut all: Vec<Value> = stored.iter().map(view::stored).collect();
     let files = hooks.files();
-    all.extend(blocking(move || files.iter().map(view::of_file).collect::<Vec<_>>()).await?);
+    let taken: BTreeSet<String> = stored.into_iter().map(|stored| stored.name).collect();
+    let of_file = move |hook: &Hook| {
+        let mut view = view::of_file(hook);
+        if taken.contains(&hook.name) {
+            view["shadowed"] = true.into();
+            view["runs"] = false.into();
+        }
+        view
+    };
+    all.extend(blocking(move || files.iter().map(of_file).collect::<Vec<_>>()).await?);
     Ok(Json(json!({ "hooks": all, "trouble": hooks.store.as_ref().err() })))
 }
 
@@ -74,7 +85,7 @@ async fn create(
     let hooks = hooks(&state)?;
     hooks.store()?;
     let text = template_text(body)?;
-    let Checked { hook, warnings } = check(&text, import)?;
+    let Checked { hook, warnings } = check(&text, if import { Check::Imported } else { Check::New })?;
     let created = to_the_end(async move {
         let _changing = hooks.changing.lock().await;
         hooks.check_name(&hook.name)?;
@@ -151,11 +162,17 @@ async fn update(
     to_the_end(async move {
         let _changing = hooks.changing.lock().await;
         let old = hooks.stored(&name).await?;
-        let text = updated(&old, &text, append)?;
-        let Checked { hook, mut warnings } = check(&text, false)?;
-        if hook.name != old.name {
-            warnings.push(format!("NAME = {} has no effect, the hook is called {}; rename it", hook.name, old.name));
+        let text = Updated::new(&old, &text, append)?;
+        let Checked { hook, mut warnings } = check(&text.merged, Check::Changed(&old.template)).map_err(|problem| {
+            // Places are those of the whole, which nobody has seen.
+            let told = |line| format!("with this added, the template is wrong: {line}");
+            let lines: Vec<_> = problem.detail().lines().map(told).collect();
+            if append { Problem::bad_request(lines.join("\n")) } else { problem }
+        })?;
+        if let Some(given) = text.name.filter(|given| *given != old.name) {
+            warnings.push(format!("NAME = {given} has no effect, the hook is called {}; rename it", old.name));
         }
+        let text = text.merged;
         let stored = hooks.store()?.update_hook(old.id, text).await.map_err(refused)?;
         hooks.put(stored.id.get(), hook_of(&stored).0);
         Ok(json!({ "id": stored.id, "name": stored.name, "warnings": hooks.with_obstacle(&hook, warnings) }))
@@ -164,28 +181,44 @@ async fn update(
     .map(Json)
 }
 
-/// The new template of a hook. NAME and TYPE need not be in it: they stay what they are.
-fn updated(old: &StoredHook, text: &str, append: bool) -> Result<String, Problem> {
-    let parse = |text: &str| Template::parse(text).map_err(|e| Problem::bad_request(e.to_string()));
-    let given = parse(text)?;
-    let before = parse(&old.template)?;
-    let name = Template::from_pairs([("NAME", old.name.as_str())]);
-    if append {
-        // The text stays as it is where that is possible: there may be comments in it.
-        let adds_only = given.attributes().iter().all(|attribute| before.get(&attribute.name).is_none());
-        if adds_only {
-            return Ok(format!("{}\n{text}", old.template.trim_end()));
+/// The new template of a hook. NAME and TYPE need not be in what is given: they stay what they are.
+struct Updated {
+    merged: String,
+    /// The NAME that was given.
+    name: Option<String>,
+}
+
+impl Updated {
+    fn new(old: &StoredHook, text: &str, append: bool) -> Result<Self, Problem> {
+        let parse = |text: &str| Template::parse(text).map_err(|e| Problem::bad_request(e.to_string()));
+        let given = parse(text)?;
+        let before = parse(&old.template)?;
+        let name = given.get("NAME").and_then(|name| match &name.value {
+            template::Value::Text(name) => Some(name.trim().to_owned()),
+            template::Value::Vector(_) => None,
+        });
+        Ok(Updated { merged: Self::merged(old, &before, &given, text, append), name })
+    }
+
+    fn merged(old: &StoredHook, before: &Template, given: &Template, text: &str, append: bool) -> String {
+        let name = Template::from_pairs([("NAME", old.name.as_str())]);
+        if append {
+            // The text stays as it is where that is possible: there may be comments in it.
+            let adds_only = given.attributes().iter().all(|attribute| before.get(&attribute.name).is_none());
+            if adds_only {
+                return format!("{}\n{text}", old.template.trim_end());
+            }
+            return before.updated_by(given).updated_by(&name).to_string();
         }
-        return Ok(before.updated_by(&given).updated_by(&name).to_string());
+        let mut head = String::new();
+        if given.get("NAME").is_none() {
+            head.push_str(&name.to_string());
+        }
+        if let (None, Some(kind)) = (given.get("TYPE"), before.get("TYPE")) {
+            head.push_str(&Template::from_values([("TYPE", kind.value.clone())]).to_string());
+        }
+        head + text
     }
-    let mut head = String::new();
-    if given.get("NAME").is_none() {
-        head.push_str(&name.to_string());
-    }
-    if let (None, Some(kind)) = (given.get("TYPE"), before.get("TYPE")) {
-        head.push_str(&Template::from_values([("TYPE", kind.value.clone())]).to_string());
-    }
-    Ok(head + text)
 }
 
 async fn remove(Shared(state): Shared<Arc<State>>, Path(name): Path<String>) -> Answer {
@@ -218,8 +251,14 @@ async fn rename(
         let _changing = hooks.changing.lock().await;
         let stored = hooks.stored(&name).await?;
         hooks.check_name(new.trim())?;
+        let old = stored.name;
         let stored = hooks.store()?.rename_hook(stored.id, new).await.map_err(refused)?;
         hooks.put(stored.id.get(), hook_of(&stored).0);
+        let (from, to) = (letters_of(&old), letters_of(&stored.name));
+        let letters = Arc::clone(&hooks.dead_letters);
+        if let Err(e) = blocking(move || letters.rename(&from, &to)).await? {
+            tracing::error!("hook {}: its dead letters stay under the name {old}: {e}", stored.id);
+        }
         Ok(json!({ "id": stored.id, "name": stored.name }))
     })
     .await
@@ -447,7 +486,7 @@ impl Hooks {
     /// The warnings, with the one that the command can't be run yet.
     fn with_obstacle(&self, hook: &Hook, mut warnings: Vec<String>) -> Vec<String> {
         warnings.extend(
-            self.executor.obstacle(hook).map(|why| format!("COMMAND: {why}; the hook fails until it is there")),
+            self.executor.obstacle(hook).map(|why| format!("COMMAND: {why}; the hook fails until that is mended")),
         );
         warnings
     }
@@ -459,11 +498,24 @@ struct Checked {
     warnings: Vec<String>,
 }
 
+/// How strictly a template is looked at.
+#[derive(Clone, Copy, Debug)]
+enum Check<'a> {
+    New,
+    /// It was this text before.
+    Changed(&'a str),
+    /// Another program has taken it.
+    Imported,
+}
+
 /// Whether a template makes a hook.
-fn check(text: &str, import: bool) -> Result<Checked, Problem> {
+fn check(text: &str, how: Check<'_>) -> Result<Checked, Problem> {
     let template = Template::parse(text).map_err(|e| Problem::bad_request(e.to_string()))?;
-    let read = if import { Hook::from_template } else { Hook::check };
-    let (hook, problems) = read(&template, &Origin::Program);
+    let (hook, problems) = match how {
+        Check::New => Hook::check(&template, None, &Origin::Program),
+        Check::Changed(before) => Hook::check(&template, Template::parse(before).ok().as_ref(), &Origin::Program),
+        Check::Imported => Hook::import(&template, &Origin::Program),
+    };
     let told = |severity| {
         problems.iter().filter(move |problem| problem.severity == severity).map(ToString::to_string).collect::<Vec<_>>()
     };
