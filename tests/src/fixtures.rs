@@ -57,6 +57,12 @@ pub fn replies() -> Vec<Reply> {
         .collect()
 }
 
+/// Runs of Ganeti's hooks: `env` is the environment of each. `fixtures/ganeti/README.md` describes them.
+#[must_use]
+pub fn ganeti_runs() -> Vec<Value> {
+    json_lines("../ganeti/hook-runs.jsonl")
+}
+
 /// What a subscriber to everything must get from hookbus when it is fed with `lines` (of [`event_lines`]): the messages that
 /// were recorded, but in the order of the lines, and with the right keys for the twelve lines whose owner had hidden them
 /// from the original.

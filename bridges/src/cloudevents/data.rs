@@ -3,7 +3,7 @@
 //! | payload | data |
 //! | --- | --- |
 //! | OpenNebula's base64 | the content of its XML as JSON; of XML that is not well-formed the header fields, and the text as `raw` |
-//! | JSON, by its content type, or a hook's result | that JSON, on one line |
+//! | JSON, by its content type, or a hook's result | that JSON, on one line (of a Ganeti hook, `raw` has only the environment) |
 //! | `text/*` and XML, where it is UTF-8 | a string |
 //! | without a content type, published here, where it is UTF-8 | a string, as `text/plain` |
 //! | anything else | base64 |
@@ -12,6 +12,7 @@
 use std::borrow::Cow;
 
 use hookbus_broker::Received;
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::json;
@@ -90,16 +91,31 @@ impl<'a> Data<'a> {
     }
 }
 
-/// The payload of an event: OpenNebula's XML decoded, as far as it is base64; anything else as it is.
+/// The payload of an event in its producer's own words: OpenNebula's XML decoded, as far as it is base64; the environment of a Ganeti hook,
+/// as a JSON object; anything else as it is.
 pub fn raw(event: &Received) -> Cow<'_, [u8]> {
     if event.tag() != PAYLOAD_BASE64 {
-        return Cow::Borrowed(event.payload());
+        return match environment(event) {
+            Some(environment) => Cow::Borrowed(environment),
+            None => Cow::Borrowed(event.payload()),
+        };
     }
     let content = event.payload().trim_ascii();
     match base64_simd::STANDARD.decode_to_vec(content) {
         Ok(text) => Cow::Owned(text),
         Err(_) => Cow::Owned(Parser::new().event_of(content).xml.to_vec()),
     }
+}
+
+/// The environment in the data of a Ganeti hook, as it stands there.
+fn environment(event: &Received) -> Option<&[u8]> {
+    #[derive(Deserialize)]
+    struct Hook<'a> {
+        #[serde(borrow)]
+        env: &'a RawValue,
+    }
+    event.keys().any(|key| key.starts_with(b"EVENT GANETI ")).then_some(())?;
+    serde_json::from_slice::<Hook<'_>>(event.payload()).ok().map(|hook| hook.env.get().as_bytes())
 }
 
 /// The payload of an event as on ZeroMQ: OpenNebula's base64 text byte for byte (of a retry with the blank behind it), anything

@@ -104,7 +104,11 @@ impl Encoder {
             }
         } else {
             all.push("id", event.id().to_string());
-            all.push("source", self.source(topic));
+            // A cluster names itself in the origin of its events.
+            match origin.filter(|origin| !origin.source.is_empty()) {
+                Some(origin) => all.push("source", &*origin.source),
+                None => all.push("source", self.source(topic)),
+            }
             all.push("type", kind(topic));
             if let Some(subject) = subject(topic) {
                 all.push("subject", subject);
@@ -163,6 +167,7 @@ impl Encoder {
     fn source(&self, topic: Topic<'_>) -> &str {
         match topic {
             Topic::Api { .. } | Topic::State { .. } | Topic::Retry | Topic::Other => &self.opennebula,
+            Topic::Ganeti { .. } | Topic::GanetiJob { .. } => "/ganeti",
             Topic::Hook { .. } | Topic::Custom => &self.hookbus,
         }
     }
@@ -197,6 +202,8 @@ fn kind(topic: Topic<'_>) -> Cow<'static, str> {
         Topic::State { object: b"IMAGE", .. } => "org.opennebula.state.image".into(),
         Topic::State { object: b"NET", .. } => "org.opennebula.state.net".into(),
         Topic::State { object, .. } => format!("org.opennebula.state.{}", encode_key(object).to_lowercase()).into(),
+        Topic::Ganeti { path, phase, .. } => format!("org.ganeti.{}.{}", encode_key(path), encode_key(phase)).into(),
+        Topic::GanetiJob { status, .. } => format!("org.ganeti.job.{}", encode_key(status)).into(),
         Topic::Retry => "org.opennebula.retry".into(),
         Topic::Other => "org.opennebula.other".into(),
         Topic::Hook { .. } => "org.hookbus.hook".into(),
@@ -210,8 +217,17 @@ fn subject(topic: Topic<'_>) -> Option<Value<'_>> {
         Topic::Api { call: b"" } | Topic::Retry | Topic::Other | Topic::Custom => None,
         Topic::Api { call } => Some(encode_key(call).into()),
         Topic::State { object, id } => Some(format!("{}/{}", encode_key(object).to_lowercase(), encode_key(id)).into()),
+        Topic::Ganeti { object, name, .. } => {
+            Some(format!("{}/{}", encode_key(object).to_lowercase(), encode_key(name)).into())
+        }
+        Topic::GanetiJob { id, .. } => Some(format!("job/{}", encode_key(id)).into()),
         Topic::Hook { name } => Some(format!("hook/{}", encode_key(name)).into()),
     }
+}
+
+/// The source of a Ganeti cluster's events.
+pub fn ganeti_source(cluster: &str) -> String {
+    if cluster.is_empty() { "/ganeti".into() } else { format!("/ganeti/{}", utf8_percent_encode(cluster, &PATH)) }
 }
 
 /// A moment as RFC 3339 writes it, with milliseconds, in UTC.

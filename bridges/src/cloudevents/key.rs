@@ -68,6 +68,10 @@ pub(super) enum Topic<'a> {
     Api { call: &'a [u8] },
     /// An OpenNebula object has changed its state.
     State { object: &'a [u8], id: &'a [u8] },
+    /// A hook of Ganeti's has run.
+    Ganeti { object: &'a [u8], path: &'a [u8], phase: &'a [u8], name: &'a [u8] },
+    /// A job of Ganeti's has come into a state.
+    GanetiJob { status: &'a [u8], id: &'a [u8] },
     /// OpenNebula's executor is to run a hook again.
     Retry,
     /// OpenNebula wrote something without a header.
@@ -94,6 +98,13 @@ pub(super) fn topic<'a>(keys: impl Iterator<Item = &'a [u8]> + Clone) -> (&'a [u
     } else if let Some(rest) = key.strip_prefix(b"EVENT STATE ") {
         let object = rest.split(|&byte| byte == b'/').next().unwrap_or_default();
         Topic::State { object, id: after_last(rest.strip_suffix(b" ").unwrap_or(rest), b'/') }
+    } else if let Some(rest) = key.strip_prefix(b"EVENT GANETI ") {
+        let mut parts = rest.strip_suffix(b" ").unwrap_or(rest).splitn(4, |&byte| byte == b'/');
+        let mut part = || parts.next().unwrap_or_default();
+        match part() {
+            b"JOB" => Topic::GanetiJob { status: part(), id: part() },
+            object => Topic::Ganeti { object, path: part(), phase: part(), name: part() },
+        }
     } else if let Some(rest) = key.strip_prefix(b"HOOKBUS HOOK ") {
         Topic::Hook { name: before_last(rest, b'/') }
     } else if key.starts_with(b"RETRY") {
@@ -138,6 +149,10 @@ mod tests {
         assert_eq!(topic(&["EVENT STATE HOST/ERROR//0 "]).1, Topic::State { object: b"HOST", id: b"0" });
         assert_eq!(topic(&["EVENT API one.vm.allocate 1"]).1, Topic::Api { call: b"one.vm.allocate" });
         assert_eq!(topic(&["HOOKBUS HOOK a/b/success "]).1, Topic::Hook { name: b"a/b" });
+        let hook = topic(&["EVENT NODE a/b/node-add/post ", "EVENT GANETI NODE/node-add/post/a/b "]);
+        assert_eq!(hook.1, Topic::Ganeti { object: b"NODE", path: b"node-add", phase: b"post", name: b"a/b" });
+        let job = topic(&["EVENT JOB 12/success ", "EVENT GANETI JOB/success/12 "]);
+        assert_eq!(job.1, Topic::GanetiJob { status: b"success", id: b"12" });
         assert_eq!(topic(&["RETRY"]).1, Topic::Retry);
         assert_eq!(topic(&["EVENT "]).1, Topic::Other);
         assert_eq!(topic(&["backup done", "second"]), (&b"backup done"[..], Topic::Custom));

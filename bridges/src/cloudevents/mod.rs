@@ -46,7 +46,7 @@ use serde::{Deserialize, Serialize};
 pub use attributes::{Attributes, Value, encode_header};
 pub use data::{Data, base64, raw};
 pub use decode::{DecodeError, Incoming, MAX_ATTRIBUTES_BYTES, MAX_BATCH_EVENTS, decode};
-pub use encode::{Encoder, Sources, rfc3339};
+pub use encode::{Encoder, Sources, ganeti_source, rfc3339};
 #[cfg(feature = "delivery")]
 pub(crate) use key::telling;
 pub use key::{decode_key, encode_key, is_reserved};

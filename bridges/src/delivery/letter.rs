@@ -4,7 +4,7 @@
 //! | --- | --- | --- | --- |
 //! | `cloudevents` | one JSON object: attributes and data | `application/cloudevents+json` | none |
 //! | `cloudevents-binary` | the data alone, as it is | the data's; empty where it has none | all but `datacontenttype` |
-//! | `raw` | OpenNebula's XML, decoded; anything else as it is | `application/xml`; else what it brought along; else `text/plain` or `application/octet-stream` | none |
+//! | `raw` | OpenNebula's XML, decoded; the environment of a Ganeti hook; anything else as it is | `application/xml`; else what it brought along; else `text/plain` or `application/octet-stream` | none |
 //! | `base64` | the payload as on ZeroMQ | `text/plain` | none |
 //!
 //! # Guarantees
@@ -208,8 +208,8 @@ impl LetterWriter {
 
     fn content(&self, event: &Received, dropped: Option<u64>) -> Content {
         let shared = |bytes| match bytes {
-            // The payload itself, which needs no copy.
-            Cow::Borrowed(_) => event.payload().clone(),
+            // The payload itself, or a part of it, which needs no copy.
+            Cow::Borrowed(part) => event.payload().slice_ref(part),
             Cow::Owned(bytes) => Bytes::from(bytes),
         };
         let (attributes, data) = match self.format {
@@ -230,7 +230,7 @@ impl LetterWriter {
             Format::Raw if said.is_empty() => {
                 (event.payload().clone(), Cow::Borrowed("application/octet-stream"), Vec::new())
             }
-            Format::Raw => (event.payload().clone(), media_type(said), Vec::new()),
+            Format::Raw => (shared(raw(event)), media_type(said), Vec::new()),
             Format::Base64 => (shared(base64(event)), Cow::Borrowed("text/plain"), Vec::new()),
         };
         Content { body, content_type, attributes, kind, source }

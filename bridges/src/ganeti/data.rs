@@ -4,6 +4,7 @@
 //! {
 //!   "op": "instance-modify", "phase": "post", "cluster": "c.example.com", "master": "n1", "object": "INSTANCE", "name": "web1",
 //!   "node": "n1",
+//!   "report": "9f...", "time": "2026-11-23T02:00:00.000Z",
 //!   "env": { "GANETI_OP_CODE": "OP_INSTANCE_SET_PARAMS", "...": "..." },
 //!   "before": {
 //!     "instance_name": "web1", "instance_status": "up",
@@ -14,6 +15,9 @@
 //!   "after": { "...": "the same of GANETI_POST_*" }
 //! }
 //! ```
+//!
+//! `report` and `time` are those of the [report](super::Report) that it was made of; `env_base64` is there where variables are no UTF-8, and
+//! lists them as base64 of `NAME=value`.
 //!
 //! | variable | place |
 //! | --- | --- |
@@ -62,6 +66,9 @@ pub(super) fn of(run: &HookRun) -> Value {
         "env": run.environment(),
         "before": structured(before),
     });
+    if !run.bytes().is_empty() {
+        data["env_base64"] = run.bytes().iter().map(|bytes| base64_simd::STANDARD.encode_to_string(bytes)).collect();
+    }
     if run.phase() == Phase::Post {
         let after = variables().filter_map(|(name, value)| Some((name.strip_prefix("POST_")?, value)));
         data["after"] = structured(after);

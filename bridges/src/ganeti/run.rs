@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use hookbus_broker::Message;
+use hookbus_broker::{Message, Origin};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::data;
+use crate::cloudevents::ganeti_source;
 
 /// When a hook runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +51,8 @@ pub enum NoHookRun {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookRun {
     environment: BTreeMap<String, String>,
+    /// Variables that are no UTF-8, as `NAME=value`.
+    bytes: Vec<Vec<u8>>,
     phase: Phase,
     /// The node that it ran on, as far as that is known.
     node: Option<String>,
@@ -72,7 +75,20 @@ impl HookRun {
             "post" => Phase::Post,
             other => return Err(NoHookRun::Phase(other.to_owned())),
         };
-        Ok(HookRun { environment, phase, node })
+        Ok(HookRun { environment, bytes: Vec::new(), phase, node })
+    }
+
+    /// Adds variables that are no UTF-8, each as `NAME=value`.
+    #[must_use]
+    pub fn with_bytes(mut self, mut variables: Vec<Vec<u8>>) -> Self {
+        variables.sort_unstable();
+        self.bytes = variables;
+        self
+    }
+
+    /// The variables that are no UTF-8, each as `NAME=value`.
+    pub fn bytes(&self) -> &[Vec<u8>] {
+        &self.bytes
     }
 
     /// All variables, untouched.
@@ -143,6 +159,10 @@ impl HookRun {
                 digest.update(text);
             }
         }
+        for variable in &self.bytes {
+            digest.update((variable.len() as u64).to_be_bytes());
+            digest.update(variable);
+        }
         digest.finalize().into()
     }
 
@@ -151,9 +171,16 @@ impl HookRun {
         data::of(self)
     }
 
-    /// Its event, with the data as the payload.
-    pub fn message(&self) -> Message {
+    /// Its event, with this for data.
+    pub fn message(&self, data: &Value) -> Message {
         let [by_object, by_operation] = self.keys();
-        Message::new(by_object, self.data().to_string()).with_key(by_operation)
+        event(by_object, data, self.cluster()).with_key(by_operation)
     }
+}
+
+/// An event of a cluster: JSON, and the cluster is its source.
+pub(super) fn event(key: String, data: &Value, cluster: &str) -> Message {
+    let source = ganeti_source(cluster).into();
+    let attributes = r#"{"datacontenttype":"application/json"}"#.into();
+    Message::new(key, data.to_string()).with_origin(Origin { id: "".into(), source, attributes })
 }

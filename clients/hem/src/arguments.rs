@@ -25,9 +25,11 @@
 //! the event has it `HOOKBUS_LCM_STATE`, `HOOKBUS_PREV_STATE`, `HOOKBUS_NAME`, `HOOKBUS_HOST`. What a variable can't hold (NUL) is
 //! replaced.
 
+use hookbus_bridges::ganeti::{HookRun, Report};
 use hookbus_bridges::opennebula::{Document, Element, Event, Kind};
 
-use crate::hook::Object;
+use crate::command::Variable;
+use crate::hook::{Object, Place};
 use crate::record::EventRef;
 use crate::states;
 
@@ -118,6 +120,57 @@ pub(crate) struct Facts {
     pub(crate) host: Option<String>,
     /// The event as a CloudEvent in base64, if somebody asked for it.
     pub(crate) json: Option<String>,
+    /// Of an operation of Ganeti: the environment of its hooks, and where its nodes are.
+    pub(crate) ganeti: Option<GanetiFacts>,
+}
+
+/// What a hook of TYPE ganeti has of an operation.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub(crate) struct GanetiFacts {
+    /// The whole environment that Ganeti gave.
+    environment: Vec<Variable>,
+    /// The nodes of each place; nothing where the operation has none there.
+    master: String,
+    primary: Option<String>,
+    secondaries: Vec<String>,
+    involved: Vec<String>,
+}
+
+impl GanetiFacts {
+    /// What the data of an event tells; nothing where it is of no hook.
+    pub(crate) fn of_data(json: &[u8]) -> Option<(Self, HookRun)> {
+        let run = Report::of_data(&serde_json::from_slice(json).ok()?)?.run;
+        let owned = |nodes: Vec<&str>| nodes.into_iter().map(str::to_owned).collect();
+        let facts = GanetiFacts {
+            environment: run.environment().iter().map(|(name, value)| (name.clone().into(), value.clone())).collect(),
+            master: run.master().to_owned(),
+            primary: run.primary().map(str::to_owned),
+            secondaries: owned(run.secondaries()),
+            involved: owned(run.involved()),
+        };
+        Some((facts, run))
+    }
+
+    /// What is left of it in the record of a run.
+    pub(crate) fn recorded(environment: &[(String, String)]) -> Self {
+        let environment = environment.iter().map(|(name, value)| (name.clone().into(), value.clone())).collect();
+        GanetiFacts { environment, ..GanetiFacts::default() }
+    }
+
+    /// The nodes that a hook runs on.
+    pub(crate) fn nodes(&self, place: Place) -> Vec<&str> {
+        match place {
+            Place::Master => vec![&self.master],
+            Place::Primary => self.primary.iter().map(String::as_str).collect(),
+            Place::Secondaries => self.secondaries.iter().map(String::as_str).collect(),
+            Place::Involved => self.involved.iter().map(String::as_str).collect(),
+        }
+    }
+
+    /// The environment that Ganeti gave.
+    pub(crate) fn environment(&self) -> &[Variable] {
+        &self.environment
+    }
 }
 
 impl Facts {
@@ -131,6 +184,10 @@ impl Facts {
             prev_state: value("HOOKBUS_PREV_STATE"),
             name: value("HOOKBUS_NAME"),
             host: host.or_else(|| value("HOOKBUS_HOST")),
+            ganeti: environment
+                .iter()
+                .any(|(name, _)| name == "GANETI_HOOKS_PATH")
+                .then(|| GanetiFacts::recorded(environment)),
             ..Facts::default()
         }
     }
@@ -165,15 +222,26 @@ impl Facts {
                     element: element.filter(|_| wants_element).map(base64),
                     is_call: false,
                     json: None,
+                    ganeti: None,
                 }
             }
             Kind::Other => Facts::default(),
         }
     }
 
+    /// What an operation of Ganeti tells; nothing where this is the data of none.
+    pub(crate) fn of_ganeti(data: &[u8]) -> Option<Facts> {
+        let (ganeti, run) = GanetiFacts::of_data(data)?;
+        let name = run.name().to_owned();
+        let object = Some((run.object_type().to_owned(), name.clone()));
+        Some(Facts { object, name: Some(name), ganeti: Some(ganeti), ..Facts::default() })
+    }
+
     /// What it holds, in bytes, as far as that can be much.
     pub(crate) fn bytes(&self) -> usize {
-        [&self.element, &self.json].into_iter().flatten().map(String::len).sum()
+        let texts: usize = [&self.element, &self.json].into_iter().flatten().map(String::len).sum();
+        let environment = self.ganeti.iter().flat_map(|ganeti| &ganeti.environment);
+        texts + environment.map(|(name, value)| name.len() + value.len()).sum::<usize>()
     }
 
     /// A hook's arguments for this event.
@@ -206,7 +274,7 @@ impl Facts {
     }
 
     /// What the environment tells about this event.
-    pub(crate) fn environment(&self, event: &EventRef) -> Vec<(&'static str, String)> {
+    pub(crate) fn environment(&self, event: &EventRef) -> Vec<Variable> {
         let (object, id) = self.object.as_ref().map(|(object, id)| (object, id)).unzip();
         let always = [("HOOKBUS_KEY", event.key.clone()), ("HOOKBUS_EVENT_ID", event.id.to_string())];
         let sometimes = [
@@ -219,7 +287,11 @@ impl Facts {
             ("HOOKBUS_HOST", self.host.as_ref()),
         ];
         let sometimes = sometimes.into_iter().filter_map(|(name, value)| Some((name, value?.clone())));
-        always.into_iter().chain(sometimes).map(|(name, value)| (name, value.replace('\0', "\u{FFFD}"))).collect()
+        always
+            .into_iter()
+            .chain(sometimes)
+            .map(|(name, value)| (name.into(), value.replace('\0', "\u{FFFD}")))
+            .collect()
     }
 }
 

@@ -20,6 +20,7 @@
 //! `ssh -n -- <host> <line>`; without `-n` where the arguments go to standard input. As with the original the line is seen by two shells, one
 //! here if it has shell characters, then that of the user's login there. The host is text of an event, and quoted; so are words.
 
+use std::borrow::Cow;
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -35,6 +36,9 @@ pub(crate) const SHELL_CHARACTERS: &[char] =
 const SERVICE_VARIABLES: &[&str] =
     &["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
+/// A variable of an environment: its name and its value.
+pub(crate) type Variable = (Cow<'static, str>, String);
+
 /// What is executed for one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CommandLine {
@@ -43,8 +47,12 @@ pub(crate) struct CommandLine {
     /// The program, as messages name it.
     program: String,
     form: Form,
-    /// What it finds in its environment beside what we have in ours.
-    environment: Vec<(&'static str, String)>,
+    /// What it finds in its environment.
+    environment: Vec<Variable>,
+    /// Whether that is all; otherwise it is beside what we have in ours.
+    alone: bool,
+    /// Whether it runs on this host.
+    here: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +91,7 @@ impl CommandLine {
             }
             _ => Form::Words(own.collect()),
         };
-        CommandLine { line, program, form, environment: Vec::new() }
+        CommandLine { line, program, form, environment: Vec::new(), alone: false, here: true }
     }
 
     /// The same on another host. It is recorded as before.
@@ -95,6 +103,21 @@ impl CommandLine {
             Form::Words(options.chain([host.to_owned()]).chain(rest).collect())
         };
         let form = match self.form {
+            // Without a variable of its own of that name a shell there would look for programs along its own PATH.
+            form if self.alone => {
+                let variables =
+                    self.environment.iter().map(|(name, value)| arguments::quoted(&format!("{name}={value}")));
+                let env = ["cd", "/", "&&", "exec", "env", "-i"].map(str::to_owned).into_iter().chain(variables);
+                let command: Vec<String> = match form {
+                    Form::Words(rest) | Form::Exact(rest) => {
+                        std::iter::once(&self.program).chain(&rest).map(|word| arguments::quoted(word)).collect()
+                    }
+                    Form::Shell(line) => {
+                        ["/bin/sh", "-c"].map(str::to_owned).into_iter().chain([arguments::quoted(&line)]).collect()
+                    }
+                };
+                words(env.chain(command).collect())
+            }
             // ssh joins them with blanks, for a shell there.
             Form::Words(rest) => words(std::iter::once(self.program).chain(rest).collect()),
             Form::Exact(rest) => {
@@ -104,17 +127,26 @@ impl CommandLine {
                 Form::Shell(format!("{} {} {} {line}", shell_path(&ssh), options.join(" "), arguments::quoted(host)))
             }
         };
-        CommandLine { program: ssh.into_owned(), form, ..self }
+        // Our own environment is for ssh.
+        CommandLine { program: ssh.into_owned(), form, here: false, ..self }
     }
 
     /// Adds variables to its environment.
-    pub(crate) fn with_environment(mut self, environment: Vec<(&'static str, String)>) -> Self {
+    pub(crate) fn with_environment(mut self, environment: Vec<Variable>) -> Self {
         self.environment = environment;
         self
     }
 
+    /// Has these variables for its environment and no others, and runs in `/`, as Ganeti runs its hooks. Made before
+    /// [`on_host`](Self::on_host), it has them there, too.
+    pub(crate) fn with_this_environment(mut self, environment: Vec<Variable>) -> Self {
+        self.environment = environment;
+        self.alone = true;
+        self
+    }
+
     /// What was added to its environment.
-    pub(crate) fn environment(&self) -> &[(&'static str, String)] {
+    pub(crate) fn environment(&self) -> &[Variable] {
         &self.environment
     }
 
@@ -163,8 +195,11 @@ impl CommandLine {
         for name in SERVICE_VARIABLES {
             command.env_remove(name);
         }
-        for (name, value) in &self.environment {
-            command.env(name, value);
+        if self.alone && self.here {
+            command.env_clear().current_dir("/");
+        }
+        if self.here || !self.alone {
+            command.envs(self.environment.iter().map(|(name, value)| (&**name, value)));
         }
     }
 

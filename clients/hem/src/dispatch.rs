@@ -20,10 +20,10 @@ use crate::arguments::{Facts, want_element, want_json};
 use crate::base64;
 use crate::executor::{Again, Asked, ExecutorOptions, Resume};
 use crate::feed::Feed;
-use crate::hook::{Hook, Order};
+use crate::hook::{Hook, Order, Trigger};
 use crate::record::EventRef;
 use crate::report::Report;
-use crate::run::{Over, Run, Words};
+use crate::run::{Over, Run, Words, targets};
 use crate::schedule::{Gates, Schedule, Taken};
 use crate::status::{Active, Counters};
 
@@ -132,10 +132,19 @@ impl Dispatcher {
         })
     }
 
-    fn new_run(&self, (hook, own): Called, event: Arc<Event>, words: Words) -> Run {
-        let counters = [own, Arc::clone(&self.all)];
-        let comes_again = self.feed.is_durable();
-        Run::new(hook, counters, event, words, comes_again, Arc::clone(&self.options), self.reports.clone())
+    /// A run for each host that a hook runs on for an event.
+    fn new_runs(&self, (hook, own): &Called, event: &Arc<Event>, words: &Words) -> Vec<Run> {
+        let run = |host| {
+            let (counters, comes_again) = ([Arc::clone(own), Arc::clone(&self.all)], self.feed.is_durable());
+            let (hook, event, options) = (Arc::clone(hook), Arc::clone(event), Arc::clone(&self.options));
+            Run::new(hook, counters, event, words.clone(), comes_again, options, self.reports.clone()).on(host)
+        };
+        let hosts = match words {
+            // Where it ran then.
+            Words::Recorded { .. } if event.facts.ganeti.is_some() => vec![event.facts.host.clone()],
+            _ => targets(hook, event, &self.options),
+        };
+        hosts.into_iter().map(run).collect()
     }
 }
 
@@ -191,11 +200,11 @@ impl Work {
 
     /// The runs of these hooks for an event, and what they wait for.
     fn runs(&self, event: &Arc<Event>, hooks: Vec<Called>) -> Vec<(Gates, Run)> {
-        let run = |hook: Called| {
-            let gates = gates(&hook.0, event);
-            (gates, self.dispatcher.new_run(hook, Arc::clone(event), Words::OfEvent))
+        let runs = |hook: Called| {
+            let runs = self.dispatcher.new_runs(&hook, event, &Words::OfEvent);
+            runs.into_iter().map(move |run| (gates(&hook.0, event), run)).collect::<Vec<_>>()
         };
-        hooks.into_iter().map(run).filter(|(_, run)| run.has_somewhere_to_run()).collect()
+        hooks.into_iter().flat_map(runs).collect()
     }
 
     fn run_asked(&mut self, asked: Asked) {
@@ -220,10 +229,8 @@ impl Work {
             return;
         };
         let called = (Arc::clone(hook), active.counters_of(hook));
-        let gates = gates(hook, &event);
-        let run = self.dispatcher.new_run(called, event, words);
-        if run.has_somewhere_to_run() {
-            self.schedule.add(gates, run);
+        for run in self.dispatcher.new_runs(&called, &event, &words) {
+            self.schedule.add(gates(hook, &event), run);
         }
     }
 
@@ -283,10 +290,8 @@ impl Work {
                     let (arguments, retry_of) = (again.arguments, again.retry_of);
                     let words = Words::Recorded { arguments, retry_of, by_hand: false };
                     let called = (Arc::clone(hook), active.counters_of(hook));
-                    let gates = gates(hook, &event);
-                    let run = self.dispatcher.new_run(called, event, words).resumed(run, attempt);
-                    if run.has_somewhere_to_run() {
-                        self.schedule.add(gates, run);
+                    for one in self.dispatcher.new_runs(&called, &event, &words) {
+                        self.schedule.add(gates(hook, &event), one.resumed(run, attempt));
                     }
                 }
             }
@@ -461,6 +466,7 @@ fn look(parser: &mut Parser, message: &Received, active: &Active, options: &Exec
     let wanted = Wanted {
         element: hooks.iter().any(|hook| hook.retries > 0 || want_element(&hook.arguments)),
         json: hooks.iter().any(|hook| want_json(&hook.arguments)),
+        ganeti: hooks.iter().any(|hook| matches!(hook.trigger, Trigger::Ganeti { .. })),
     };
     let event = event_for(message, header.as_ref().filter(|_| !hooks.is_empty()), wanted, options);
     let hooks = hooks.into_iter().map(|hook| {
@@ -475,6 +481,8 @@ fn look(parser: &mut Parser, message: &Received, active: &Active, options: &Exec
 pub(crate) struct Wanted {
     pub(crate) element: bool,
     pub(crate) json: bool,
+    /// The environment of a Ganeti hook.
+    pub(crate) ganeti: bool,
 }
 
 /// What hooks get of a message, with the event that is in it if it is one of OpenNebula.
@@ -484,7 +492,9 @@ pub(crate) fn event_for(
     wanted: Wanted,
     options: &ExecutorOptions,
 ) -> Event {
-    let mut facts = header.map(|event| Facts::of(event, wanted.element)).unwrap_or_default();
+    let of_ganeti = || wanted.ganeti.then(|| Facts::of_ganeti(message.payload())).flatten();
+    let facts = header.map(|event| Facts::of(event, wanted.element)).or_else(of_ganeti);
+    let mut facts = facts.unwrap_or_default();
     if wanted.json {
         facts.json = Some(base64(&options.encoder.structured(message, None)));
     }

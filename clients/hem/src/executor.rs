@@ -24,6 +24,7 @@
 //!   under way when the process was killed runs again, and some of what was done beside it.
 //! - Results of hooks never make a hook run.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -43,11 +44,11 @@ use tokio::time::{Instant, timeout_at};
 use crate::arguments::{Facts, want_json};
 use crate::dispatch::{Dispatcher, Event, Wanted, event_for};
 use crate::feed::{Feed, Probe, ProgressSink};
-use crate::hook::Hook;
+use crate::hook::{Hook, Trigger};
 use crate::process::sigchld_is_ignored;
 use crate::record::{EventRef, Recorder, RunId};
 use crate::report::report;
-use crate::run::command_line;
+use crate::run::{command_line, line_of, targets};
 pub use crate::run_if::RunIf;
 use crate::run_if::ask;
 use crate::set::HookSet;
@@ -63,6 +64,8 @@ pub struct ExecutorOptions {
     pub remote_base_path: PathBuf,
     /// What runs a command on another host. `ssh` unless set.
     pub ssh: PathBuf,
+    /// What Ganeti calls this host: hooks of TYPE ganeti for other nodes run over ssh. The name of this host unless set.
+    pub node: String,
     /// What decides whether hooks run; they always do unless set.
     pub run_if: Option<RunIf>,
     /// What makes CloudEvents for hooks that want one. Named after this host unless set.
@@ -95,6 +98,7 @@ impl Default for ExecutorOptions {
             base_path: "/var/lib/one/remotes/hooks".into(),
             remote_base_path: "/var/tmp/one/hooks".into(),
             ssh: "ssh".into(),
+            node: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             run_if: None,
             encoder: Encoder::new(Sources {
                 host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
@@ -170,7 +174,7 @@ pub struct Preview {
     /// Whether they go to standard input.
     pub arguments_stdin: bool,
     /// What its environment would tell of the event.
-    pub environment: Vec<(&'static str, String)>,
+    pub environment: Vec<(Cow<'static, str>, String)>,
     /// The host that it would run on, for a hook with REMOTE.
     pub host: Option<String>,
     /// Why it could not run, where that can be seen now.
@@ -323,20 +327,23 @@ impl Executor {
     pub fn preview(&self, hook: &Hook, message: &Received) -> Preview {
         let (event, matches) = self.shown(hook, message);
         let arguments = event.facts.arguments(&hook.arguments);
-        let host = event.facts.host.as_deref().filter(|_| hook.remote);
-        let line = command_line(hook, &arguments, host, &self.options);
-        let obstacle = if hook.remote && host.is_none() {
+        let targets = targets(hook, &event, &self.options);
+        let host = targets.first().cloned().flatten();
+        let line = command_line(hook, &arguments, &event, host.as_deref(), &self.options);
+        let obstacle = if targets.is_empty() && hook.remote {
             Some("the event names no host, and the hook has REMOTE = yes".to_owned())
+        } else if targets.is_empty() {
+            Some("the operation has no node where the hook would run; see NODE".to_owned())
         } else {
-            line.obstacle().filter(|_| !hook.remote)
+            line.obstacle().filter(|_| host.is_none())
         };
         Preview {
             matches,
             command: line.line().to_owned(),
             arguments: arguments.text(),
             arguments_stdin: hook.arguments_stdin,
-            environment: event.facts.environment(&event.reference),
-            host: host.map(str::to_owned),
+            environment: line.environment().to_vec(),
+            host,
             obstacle,
             key: event.reference.key,
         }
@@ -345,7 +352,7 @@ impl Executor {
     /// Why the command of a hook could not run now: it isn't there, or may not be executed. Nothing where that can't be told: a shell or another
     /// host finds it.
     pub fn obstacle(&self, hook: &Hook) -> Option<String> {
-        let line = command_line(hook, &Facts::default().arguments(&hook.arguments), None, &self.options);
+        let line = line_of(hook, &Facts::default().arguments(&hook.arguments), &self.options);
         line.obstacle().filter(|_| !hook.remote)
     }
 
@@ -353,7 +360,8 @@ impl Executor {
         let mut parser = Parser::new();
         let header = (message.tag() == PAYLOAD_BASE64).then(|| parser.event_of(message.payload()));
         let matches = !HookSet::new([hook.clone()]).matching(message.keys(), header.as_ref()).is_empty();
-        let wanted = Wanted { element: true, json: want_json(&hook.arguments) };
+        let ganeti = matches!(hook.trigger, Trigger::Ganeti { .. });
+        let wanted = Wanted { element: true, json: want_json(&hook.arguments), ganeti };
         let event = event_for(message, header.as_ref(), wanted, &self.options);
         (event, matches)
     }

@@ -30,6 +30,7 @@
 //! In the key, control characters, white space, `/` and `%` of the name are percent-encoded (`my hook` is `my%20hook`), so that its
 //! words and parts can be told apart.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -118,7 +119,7 @@ pub struct Record {
     /// The arguments, expanded.
     pub arguments: String,
     /// What its environment told of the event: names and values.
-    pub environment: Vec<(&'static str, String)>,
+    pub environment: Vec<(Cow<'static, str>, String)>,
     /// How it ended.
     pub ending: Ending,
     /// Whether processes that it left behind held its output open and were ended.

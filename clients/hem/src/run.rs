@@ -10,7 +10,7 @@ use crate::arguments::Arguments;
 use crate::command::CommandLine;
 use crate::dispatch::Event;
 use crate::executor::ExecutorOptions;
-use crate::hook::Hook;
+use crate::hook::{Hook, Trigger};
 use crate::output::Output;
 use crate::process::{self, Finished, Limits};
 use crate::record::{Ending, EventRef, Record, RunId};
@@ -46,6 +46,8 @@ pub(crate) struct Over {
 pub(crate) struct Run {
     pub(crate) hook: Arc<Hook>,
     pub(crate) event: Arc<Event>,
+    /// The host that it runs on, if it is another one.
+    host: Option<String>,
     /// The hook's own, and those of all.
     counters: [Arc<Counters>; 2],
     words: Words,
@@ -69,7 +71,12 @@ impl Run {
         reports: mpsc::Sender<Report>,
     ) -> Self {
         let comes_again = comes_again && matches!(words, Words::OfEvent);
-        Run { hook, event, counters, words, id: RunId::fresh(), attempt: 1, comes_again, options, reports }
+        Run { hook, event, host: None, counters, words, id: RunId::fresh(), attempt: 1, comes_again, options, reports }
+    }
+
+    /// The same on another host.
+    pub(crate) fn on(self, host: Option<String>) -> Self {
+        Run { host, ..self }
     }
 
     /// One that an earlier process has left.
@@ -80,17 +87,6 @@ impl Run {
     /// The same once more.
     pub(crate) fn next_attempt(self) -> Self {
         Run { attempt: self.attempt + 1, comes_again: false, ..self }
-    }
-
-    /// Whether it is known where. A hook with REMOTE doesn't run for an event that names no host.
-    pub(crate) fn has_somewhere_to_run(&self) -> bool {
-        let known = !self.hook.remote || self.event.facts.host.is_some();
-        if !known {
-            let EventRef { id, key, .. } = &self.event.reference;
-            let hook = &self.hook.name;
-            tracing::info!(hook, event = %id, key, "hooks: no host is known, so this hook with REMOTE = yes doesn't run");
-        }
-        known
     }
 
     /// The event that comes again until this, its first attempt, is dealt with.
@@ -149,7 +145,7 @@ impl Run {
         let record = Record {
             hook: Arc::clone(&self.hook),
             event: self.event.reference.clone(),
-            host: self.event.facts.host.clone().filter(|_| self.hook.remote),
+            host: self.host.clone(),
             attempt: self.attempt,
             by_hand: match self.words {
                 Words::OfEvent => false,
@@ -184,26 +180,58 @@ impl Run {
             Words::OfEvent | Words::Shown => facts.arguments(&hook.arguments),
             Words::Recorded { arguments, .. } => Arguments::again(arguments, &hook.arguments),
         };
-        (
-            command_line(hook, &arguments, facts.host.as_deref(), &self.options)
-                .with_environment(facts.environment(&self.event.reference)),
-            arguments,
-        )
+        (command_line(hook, &arguments, &self.event, self.host.as_deref(), &self.options), arguments)
     }
+}
+
+/// The hosts that a hook runs on for an event, one run for each; nothing is this one. A hook with REMOTE doesn't run for an event that names no
+/// host, nor one of Ganeti's where the operation has no such node.
+pub(crate) fn targets(hook: &Hook, event: &Event, options: &ExecutorOptions) -> Vec<Option<String>> {
+    let (Event { reference, facts }, name) = (event, &hook.name);
+    let targets = match (&hook.trigger, &facts.ganeti) {
+        (Trigger::Ganeti { node: place, .. }, Some(ganeti)) => {
+            let host = |node: &str| (!is_same_host(node, &options.node)).then(|| node.to_owned());
+            ganeti.nodes(*place).into_iter().filter(|node| !node.is_empty()).map(host).collect()
+        }
+        _ if hook.remote => facts.host.iter().cloned().map(Some).collect(),
+        _ => vec![None],
+    };
+    if targets.is_empty() {
+        let EventRef { id, key, .. } = reference;
+        tracing::info!(hook = name, event = %id, key, "hooks: the event names no host for this hook (REMOTE, NODE), so it doesn't run");
+    }
+    targets
+}
+
+/// Whether two names are of one host; one of them may be without a domain.
+fn is_same_host(one: &str, other: &str) -> bool {
+    let short = |name: &str| name.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    let whole = |name: &str| name.contains('.');
+    one.eq_ignore_ascii_case(other) || short(one) == short(other) && !(whole(one) && whole(other))
 }
 
 /// What is executed for a hook with these arguments.
 pub(crate) fn command_line(
     hook: &Hook,
     arguments: &Arguments,
+    event: &Event,
     host: Option<&str>,
     options: &ExecutorOptions,
 ) -> CommandLine {
+    let line = line_of(hook, arguments, options);
+    let line = match (&hook.trigger, &event.facts.ganeti) {
+        (Trigger::Ganeti { .. }, Some(ganeti)) => line.with_this_environment(ganeti.environment().to_vec()),
+        _ => line.with_environment(event.facts.environment(&event.reference)),
+    };
+    match host {
+        Some(host) => line.on_host(&options.ssh, host, hook.arguments_stdin),
+        None => line,
+    }
+}
+
+/// The line, without an environment, and wherever it runs.
+pub(crate) fn line_of(hook: &Hook, arguments: &Arguments, options: &ExecutorOptions) -> CommandLine {
     let in_line = (!hook.arguments_stdin).then_some(arguments);
     let base_path = if hook.remote { &options.remote_base_path } else { &options.base_path };
-    let line = CommandLine::new(base_path, &hook.command, in_line);
-    match host {
-        Some(host) if hook.remote => line.on_host(&options.ssh, host, hook.arguments_stdin),
-        _ => line,
-    }
+    CommandLine::new(base_path, &hook.command, in_line)
 }

@@ -11,9 +11,10 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use hookbus_bridges::ganeti::Phase;
 use hookbus_bridges::opennebula::{Event, Kind};
 
-use crate::hook::{Hook, RESULT_KEY_START, States, Trigger};
+use crate::hook::{GANETI_KEY_START, Hook, Operations, RESULT_KEY_START, States, Trigger};
 
 /// Places in the list of hooks, in its order.
 type Places = Vec<usize>;
@@ -25,6 +26,8 @@ pub struct HookSet {
     by_name: HashMap<String, usize>,
     by_call: HashMap<Box<[u8]>, Places>,
     by_state: HashMap<Box<[u8]>, Places>,
+    /// By operation of Ganeti and phase.
+    by_operation: HashMap<(String, Phase), Places>,
     /// By length of the prefix, then by prefix.
     by_prefix: BTreeMap<usize, HashMap<Box<[u8]>, Places>>,
 }
@@ -46,6 +49,17 @@ impl HookSet {
                         for lcm_state in found_under(lcm_state) {
                             let key = state_key(object.name().as_bytes(), state, lcm_state);
                             set.by_state.entry(key).or_default().push(place);
+                        }
+                    }
+                }
+                Trigger::Ganeti { operations, phases, .. } => {
+                    let names = match operations {
+                        Operations::Any => &[ANY_OPERATION.to_owned()][..],
+                        Operations::OneOf(names) => names,
+                    };
+                    for name in names {
+                        for &phase in phases {
+                            set.by_operation.entry((name.clone(), phase)).or_default().push(place);
                         }
                     }
                 }
@@ -106,6 +120,11 @@ impl HookSet {
                 // A hook that ran because of its own result would never end.
                 return Vec::new();
             }
+            if let Some((operation, phase)) = operation(key).filter(|_| !self.by_operation.is_empty()) {
+                for name in [operation, ANY_OPERATION.to_owned()] {
+                    places.extend(self.by_operation.get(&(name, phase)).into_iter().flatten());
+                }
+            }
             for (&length, prefixes) in self.by_prefix.range(..=key.len()) {
                 places.extend(prefixes.get(&key[..length]).into_iter().flatten());
             }
@@ -116,6 +135,18 @@ impl HookSet {
 
 /// What stands for any state in the table; oned has no such state, and an event that claims one finds what any state finds.
 const ANY: &[u8] = b"*";
+
+/// The same for operations.
+const ANY_OPERATION: &str = "*";
+
+/// The operation and the phase that a key tells: `EVENT GANETI INSTANCE/instance-start/post/web1 `.
+fn operation(key: &[u8]) -> Option<(String, Phase)> {
+    let rest = key.strip_prefix(GANETI_KEY_START.as_bytes())?;
+    let mut parts = rest.split(|&byte| byte == b'/').skip(1);
+    let (path, phase) = (parts.next()?, parts.next()?);
+    let phase = [Phase::Pre, Phase::Post].into_iter().find(|known| known.name().as_bytes() == phase)?;
+    Some((String::from_utf8(path.to_vec()).ok()?, phase))
+}
 
 /// What states are found under.
 fn found_under(states: &States) -> impl Iterator<Item = &[u8]> {

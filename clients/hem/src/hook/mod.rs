@@ -5,7 +5,7 @@
 //! | attribute | meaning |
 //! | --- | --- |
 //! | `NAME` | what it is called; unique |
-//! | `TYPE` | `api`, `state`, or `event`, which only hookbus knows |
+//! | `TYPE` | `api`, `state`; or `event` and `ganeti`, which only hookbus knows |
 //! | `COMMAND` | the program, below the hooks' base path unless it begins with `/` |
 //! | `ARGUMENTS` | its arguments; the words `$API` and `$TEMPLATE` become base64 of the call, of the object |
 //! | `ARGUMENTS_STDIN` | `yes`: they go to its standard input |
@@ -21,6 +21,9 @@
 //! | attribute | meaning |
 //! | --- | --- |
 //! | `PREFIX` | `event`: runs for every message of the bus one of whose keys begins with it |
+//! | `OPERATION` | `ganeti`: the operation, such as `instance-migrate`, several with commas between, `instance-*` or `*` |
+//! | `PHASE` | `ganeti`: `pre`, or `post`, which is the default; or both, with a comma between |
+//! | `NODE` | `ganeti`: where it runs: on the `master`, which is the default, the `primary` node of the instance, its `secondaries`, or all nodes `involved` |
 //! | `RESULT` | `api`: `success`, `failure`, or `any`, which is the default: for calls that did, that did not, or for both |
 //! | `RETRIES` | how often a run that failed is repeated; 0 unless given |
 //! | `RETRY_BACKOFF` | seconds before the first repetition, twice as many before each one after it, an hour at most; 10 unless given |
@@ -42,6 +45,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use hookbus_bridges::ganeti::{OPERATIONS, Phase};
 use serde::Serialize;
 
 use self::read::Look;
@@ -53,6 +57,9 @@ pub const MAX_NAME_CHARS: usize = 128;
 
 /// What the keys of messages that tell results of hooks begin with. They never make a hook run.
 pub const RESULT_KEY_START: &str = "HOOKBUS HOOK ";
+
+/// What keys of Ganeti's operations begin with.
+pub(crate) const GANETI_KEY_START: &str = "EVENT GANETI ";
 
 /// An object of OpenNebula whose states are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -184,15 +191,58 @@ pub enum Trigger {
         /// The beginning; never empty.
         prefix: String,
     },
+    /// An operation of a Ganeti cluster.
+    Ganeti {
+        /// Which.
+        operations: Operations,
+        /// Before it, after it, or both; never none.
+        phases: Vec<Phase>,
+        /// Where the hook runs.
+        node: Place,
+    },
+}
+
+/// Which operations of Ganeti make a hook run.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Operations {
+    /// All of them.
+    Any,
+    /// These, by the names of their hook directories; never none.
+    OneOf(Vec<String>),
+}
+
+/// On which nodes of a Ganeti cluster a hook runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Place {
+    /// The master.
+    #[default]
+    Master,
+    /// Where the instance runs.
+    Primary,
+    /// The other nodes that have its disks.
+    Secondaries,
+    /// All nodes that the operation names.
+    Involved,
+}
+
+impl Place {
+    /// All of them, with their names in templates.
+    pub(crate) const ALL: [(&str, Place); 4] = [
+        ("master", Place::Master),
+        ("primary", Place::Primary),
+        ("secondaries", Place::Secondaries),
+        ("involved", Place::Involved),
+    ];
 }
 
 impl Trigger {
-    /// `api`, `state` or `event`.
+    /// `api`, `state`, `event` or `ganeti`.
     pub const fn kind(&self) -> &'static str {
         match self {
             Trigger::Api { .. } => "api",
             Trigger::State { .. } => "state",
             Trigger::Event { .. } => "event",
+            Trigger::Ganeti { .. } => "ganeti",
         }
     }
 
@@ -214,6 +264,19 @@ impl Trigger {
                 }
             }
             Trigger::Event { prefix } => vec![prefix.clone()],
+            Trigger::Ganeti { operations: Operations::Any, .. } => vec![GANETI_KEY_START.to_owned()],
+            Trigger::Ganeti { operations: Operations::OneOf(names), phases, .. } => {
+                let object =
+                    |name: &str| OPERATIONS.iter().find(|(known, _)| *known == name).map(|(_, object)| *object);
+                let of = |name: &String| match object(name) {
+                    Some(object) => {
+                        phases.iter().map(|phase| format!("{GANETI_KEY_START}{object}/{name}/{phase}/")).collect()
+                    }
+                    // Of a Ganeti that is newer than this program: it may be about anything.
+                    None => vec![GANETI_KEY_START.to_owned()],
+                };
+                names.iter().flat_map(of).collect()
+            }
         };
         prefixes.into_iter().map(String::into_bytes).collect()
     }
@@ -228,6 +291,18 @@ impl fmt::Display for Trigger {
             Trigger::State { object: Object::Vm, state, lcm_state } => write!(f, "state VM/{state}/{lcm_state}"),
             Trigger::State { object, state, .. } => write!(f, "state {}/{state}", object.name()),
             Trigger::Event { prefix } => write!(f, "event {prefix:?}"),
+            Trigger::Ganeti { operations, phases, node } => {
+                let phases: Vec<_> = phases.iter().map(|phase| phase.name()).collect();
+                let operations = match operations {
+                    Operations::Any => "*".to_owned(),
+                    Operations::OneOf(names) => names.join(","),
+                };
+                write!(f, "ganeti {operations} {}", phases.join(","))?;
+                match Place::ALL.iter().find(|(_, place)| place == node) {
+                    Some((name, place)) if *place != Place::Master => write!(f, " on {name}"),
+                    _ => Ok(()),
+                }
+            }
         }
     }
 }

@@ -3,7 +3,12 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::{Hook, MAX_NAME_CHARS, Object, Order, Origin, Outcome, RESULT_KEY_START, RETRY_BACKOFF, States, Trigger};
+use hookbus_bridges::ganeti::{OPERATIONS, Phase};
+
+use super::{
+    Hook, MAX_NAME_CHARS, Object, Operations, Order, Origin, Outcome, Place, RESULT_KEY_START, RETRY_BACKOFF, States,
+    Trigger,
+};
 use crate::arguments::have_event_text;
 use crate::calls;
 use crate::command::SHELL_CHARACTERS;
@@ -33,15 +38,18 @@ const KNOWN: &[&str] = &[
     "RETRY_BACKOFF",
     "ORDER",
     "CONCURRENCY",
+    "OPERATION",
+    "PHASE",
+    "NODE",
 ];
 
-/// Attributes that a later version will obey, and what happens without them.
-const LATER: &[(&str, &str)] =
-    &[("OPERATION", "it has no effect"), ("PHASE", "it has no effect"), ("NODE", "it has no effect")];
-
 /// Which attributes say when a hook runs, by its TYPE. (REMOTE is looked at where it is read.)
-const TRIGGERS: &[(&str, &[&str])] =
-    &[("api", &["CALL", "RESULT"]), ("state", &["RESOURCE", "STATE", "LCM_STATE", "ON"]), ("event", &["PREFIX"])];
+const TRIGGERS: &[(&str, &[&str])] = &[
+    ("api", &["CALL", "RESULT"]),
+    ("state", &["RESOURCE", "STATE", "LCM_STATE", "ON"]),
+    ("event", &["PREFIX"]),
+    ("ganeti", &["OPERATION", "PHASE", "NODE"]),
+];
 
 fn seconds(seconds: u32) -> Duration {
     Duration::from_secs(seconds.into())
@@ -177,7 +185,7 @@ impl<'a> Reader<'a> {
     }
 
     fn trigger(&mut self) -> Option<Trigger> {
-        let (kind, at) = self.required("TYPE", "api, state or event")?;
+        let (kind, at) = self.required("TYPE", "api, state, event or ganeti")?;
         match kind.to_lowercase().as_str() {
             "api" => {
                 let outcome = self.outcome();
@@ -189,12 +197,9 @@ impl<'a> Reader<'a> {
             }
             "state" => self.state(),
             "event" => self.event(),
-            "ganeti" => {
-                self.error(Some(at), "TYPE = ganeti comes with a later version; this hook is not loaded");
-                None
-            }
+            "ganeti" => self.ganeti(),
             _ => {
-                self.error(Some(at), format!("TYPE = {kind} is unknown; it can be api, state or event"));
+                self.error(Some(at), format!("TYPE = {kind} is unknown; it can be api, state, event or ganeti"));
                 None
             }
         }
@@ -237,6 +242,76 @@ impl<'a> Reader<'a> {
             return None;
         }
         Some(Trigger::Event { prefix: prefix.to_owned() })
+    }
+
+    fn ganeti(&mut self) -> Option<Trigger> {
+        let operations = self.operations();
+        let phases = self.phases();
+        let node = match self.word("NODE") {
+            None => Place::default(),
+            Some((word, at)) => {
+                let known = Place::ALL.iter().find(|(name, _)| name.eq_ignore_ascii_case(&word));
+                if known.is_none() {
+                    let what = format!("NODE = {word} is unknown; it can be master, primary, secondaries or involved");
+                    self.error(Some(at), what);
+                }
+                known?.1
+            }
+        };
+        Some(Trigger::Ganeti { operations: operations?, phases: phases?, node })
+    }
+
+    /// Operations, with commas between; `instance-*` is all that begin like this.
+    fn operations(&mut self) -> Option<Operations> {
+        let (given, at) = self.required("OPERATION", "the operation, such as instance-migrate, or * for all")?;
+        let known = || OPERATIONS.iter().map(|(name, _)| *name);
+        let mut names: Vec<String> = Vec::new();
+        for name in given.split(',').map(|name| name.trim().to_lowercase()) {
+            if name == "*" {
+                return Some(Operations::Any);
+            }
+            let found: Vec<String> = match name.strip_suffix('*') {
+                Some(beginning) => known().filter(|known| known.starts_with(beginning)).map(str::to_owned).collect(),
+                None if name.is_empty() => Vec::new(),
+                None => vec![name.clone()],
+            };
+            if found.is_empty() {
+                let what =
+                    format!("OPERATION = {given}: {name:?} is no operation; write names such as instance-migrate");
+                self.error(Some(at), what);
+                return None;
+            }
+            if let [one] = &found[..]
+                && !known().any(|known| known == one)
+            {
+                let nearest = states::nearest(one, known());
+                let hint =
+                    nearest.map_or_else(|| format!("one of {}", known().collect::<Vec<_>>().join(", ")), str::to_owned);
+                let what = format!("OPERATION = {one} is no operation with hooks that is known; did you mean {hint}?");
+                self.doubt(at, what);
+            }
+            names.extend(found.into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
+        }
+        Some(Operations::OneOf(names))
+    }
+
+    fn phases(&mut self) -> Option<Vec<Phase>> {
+        let Some((given, at)) = self.word("PHASE") else { return Some(vec![Phase::Post]) };
+        let mut phases = Vec::new();
+        for word in given.split(',') {
+            let phase = match word.trim() {
+                "PRE" => Phase::Pre,
+                "POST" => Phase::Post,
+                other => {
+                    self.error(Some(at), format!("PHASE = {other} is unknown; it can be pre, post, or \"pre,post\""));
+                    return None;
+                }
+            };
+            if !phases.contains(&phase) {
+                phases.push(phase);
+            }
+        }
+        Some(phases)
     }
 
     fn state(&mut self) -> Option<Trigger> {
@@ -382,11 +457,18 @@ impl<'a> Reader<'a> {
         match word.as_str() {
             "NO" => false,
             "YES" => {
-                if let Some(Trigger::Api { .. }) = trigger {
-                    self.error(
+                match trigger {
+                    Some(Trigger::Api { .. }) => self.error(
                         Some(at),
                         "REMOTE = yes is for TYPE = state: an API call has no host to run on; write REMOTE = no",
-                    );
+                    ),
+                    Some(Trigger::Ganeti { .. }) => {
+                        self.error(
+                            Some(at),
+                            "REMOTE = yes is for TYPE = state; NODE says where a hook of TYPE ganeti runs",
+                        );
+                    }
+                    _ => {}
                 }
                 true
             }
@@ -403,6 +485,7 @@ impl<'a> Reader<'a> {
             Trigger::Api { .. } => &["$TEMPLATE", "$ID", "$NAME", "$STATE"],
             Trigger::State { .. } => &["$API"],
             Trigger::Event { .. } => &["$API", "$TEMPLATE"],
+            Trigger::Ganeti { .. } => &["$API", "$TEMPLATE", "$ID", "$STATE"],
         };
         for word in arguments.split_whitespace() {
             if unset.contains(&word) {
@@ -419,10 +502,7 @@ impl<'a> Reader<'a> {
             if KNOWN.contains(&name) {
                 continue;
             }
-            let known = || KNOWN.iter().copied().chain(LATER.iter().map(|(later, _)| *later));
-            if let Some((_, without)) = LATER.iter().find(|(later, _)| *later == name) {
-                self.doubt(attribute, format!("{name} comes with a later version; here {without}"));
-            } else if let Some(nearest) = states::nearest(name, known()) {
+            if let Some(nearest) = states::nearest(name, KNOWN.iter().copied()) {
                 self.doubt(attribute, format!("{name} is unknown and has no effect; did you mean {nearest}?"));
             } else {
                 match self.look {
@@ -590,6 +670,47 @@ mod tests {
     }
 
     #[test]
+    fn operations_of_ganeti() {
+        let ganeti = |attributes: &str| {
+            let (hook, said) = load(&format!("NAME = x\nTYPE = ganeti\nCOMMAND = y\n{attributes}"));
+            (hook.map(|hook| (hook.trigger.to_string(), hook.trigger.subscription_prefixes())), said)
+        };
+        for (attributes, shown, prefixes) in [
+            (
+                "OPERATION = instance-migrate",
+                "ganeti instance-migrate post",
+                "EVENT GANETI INSTANCE/instance-migrate/post/",
+            ),
+            ("OPERATION = *\nPHASE = pre", "ganeti * pre", "EVENT GANETI "),
+            (
+                "OPERATION = \"disk-grow, node-mod*\"\nPHASE = \"pre,POST\"\nNODE = Primary",
+                "ganeti disk-grow,node-modify pre,post on primary",
+                "EVENT GANETI INSTANCE/disk-grow/pre/|EVENT GANETI INSTANCE/disk-grow/post/|EVENT GANETI NODE/node-modify/pre/|\
+                 EVENT GANETI NODE/node-modify/post/",
+            ),
+        ] {
+            let (found, said) = ganeti(attributes);
+            let (trigger, subscribed) = found.unwrap_or_else(|| panic!("{said}"));
+            assert_eq!((trigger.as_str(), said.as_str()), (shown, ""));
+            let subscribed: Vec<_> = subscribed.into_iter().map(|prefix| String::from_utf8(prefix).unwrap()).collect();
+            assert_eq!(subscribed.join("|"), prefixes);
+        }
+        for (attributes, expected) in [
+            ("", "OPERATION is missing; write OPERATION = the operation, such as instance-migrate"),
+            ("OPERATION = \"a,,b\"", "\"\" is no operation"),
+            ("OPERATION = \"vm-*\"", "\"vm-*\" is no operation"),
+            ("OPERATION = instance-add\nPHASE = during", "PHASE = DURING is unknown; it can be pre, post"),
+            ("OPERATION = instance-add\nNODE = all", "NODE = ALL is unknown; it can be master, primary"),
+            ("OPERATION = instance-add\nREMOTE = yes", "NODE says where a hook of TYPE ganeti runs"),
+        ] {
+            let (hook, said) = ganeti(attributes);
+            assert!(hook.is_none() && said.contains(expected), "{attributes}: {said}");
+        }
+        let (hook, said) = ganeti("OPERATION = instance-migrat");
+        assert!(hook.is_some() && said.contains("did you mean instance-migrate?"), "{said}");
+    }
+
+    #[test]
     fn odd_values_and_strangers_are_told() {
         for (attributes, loaded, expected) in [
             ("TIMEOUT = 5\nARGUMENTS_STDIN = no\nREMOTE = no", true, ""),
@@ -609,7 +730,7 @@ mod tests {
             ("CONCURRENCY = 0", false, "CONCURRENCY = 0 is no number of runs; write a whole number from 1 on"),
             ("ORDER = event", false, "ORDER = EVENT is unknown; it can be object, or be left out"),
             ("RESULT = 1", false, "RESULT = 1 is unknown; it can be success, failure or any"),
-            ("OPERATION = x", true, "OPERATION comes with a later version; here it has no effect"),
+            ("OPERATION = x", true, "OPERATION is for TYPE = ganeti and has no effect in a hook of TYPE = api"),
             (
                 "ARGUMENT = $API",
                 true,
@@ -631,8 +752,6 @@ mod tests {
             assert_eq!(hook.is_some(), loaded, "{attributes}: {said}");
             assert!(said.contains(expected) && said.is_empty() == expected.is_empty(), "{attributes}: {said}");
         }
-        let (hook, said) = load("NAME = x\nTYPE = ganeti\nCOMMAND = y\nOPERATION = \"instance-*\"");
-        assert!(hook.is_none() && said.contains("TYPE = ganeti comes with a later version"), "{said}");
         let long = "x".repeat(MAX_NAME_CHARS + 1);
         assert!(load(&format!("NAME = {long}\nTYPE = api\nCALL = c\nCOMMAND = y")).1.contains("at most 128"));
         let (hook, said) = load("NAME = x\nTYPE = api\nCALL = c\nCOMMAND = \"y\0\"");
@@ -678,7 +797,6 @@ mod tests {
             ("STATE = PENDNG", "6:1: STATE = PENDNG is no state of a VM that is known; did you mean PENDING?"),
             ("STATE = PENDING\nTIMOUT = 3", "7:1: TIMOUT is unknown and has no effect; did you mean TIMEOUT?"),
             ("STATE = PENDING\nOWNER = me", "7:1: OWNER is unknown; remove it"),
-            ("STATE = PENDING\nPHASE = pre", "7:1: PHASE comes with a later version"),
         ] {
             let (loaded, said) = check(attributes);
             assert!(!loaded && said.starts_with(expected), "{attributes}: {said}");

@@ -41,8 +41,11 @@ impl DeadLetters {
         let mut letter: Value = serde_json::from_str(&record.to_json()).unwrap_or_default();
         letter["hook_id"] = hook.into();
         letter["arguments"] = record.arguments.as_str().into();
-        letter["environment"] =
-            record.environment.iter().map(|(name, value)| ((*name).to_owned(), Value::from(value.as_str()))).collect();
+        letter["environment"] = record
+            .environment
+            .iter()
+            .map(|(name, value)| (name.clone().into_owned(), Value::from(value.as_str())))
+            .collect();
         // The run's number begins as nanoseconds since 1970, so names are in the order of runs.
         let name = format!("{}-hook-{hook}.json", record.run.0);
         let (path, new) = (self.0.join(&name), self.0.join(format!(".{name}.new")));

@@ -73,6 +73,7 @@ mod schema;
 mod status;
 mod writer;
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
@@ -181,8 +182,8 @@ impl Completion {
 }
 
 /// An environment as it is stored.
-fn owned(environment: &[(&'static str, String)]) -> Vec<(String, String)> {
-    environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
+fn owned(environment: &[(Cow<'static, str>, String)]) -> Vec<(String, String)> {
+    environment.iter().map(|(name, value)| (name.clone().into_owned(), value.clone())).collect()
 }
 
 impl From<Execution> for Completion {

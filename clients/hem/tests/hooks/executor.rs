@@ -867,7 +867,11 @@ fn a_record_is_run_again() {
             arguments: record.arguments.clone(),
             host: None,
             event: record.event.clone(),
-            environment: record.environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+            environment: record
+                .environment
+                .iter()
+                .map(|(name, value)| (name.clone().into_owned(), value.clone()))
+                .collect(),
             retry_of: Some(7),
         };
         executor.run_again(again("gone")).expect("there is room");

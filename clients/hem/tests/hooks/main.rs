@@ -5,5 +5,6 @@ mod support;
 
 mod documentation;
 mod executor;
+mod ganeti;
 mod hostile;
 mod recorded;

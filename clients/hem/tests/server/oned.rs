@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::oned::{Answer, Request, StubOned};
-use crate::support::{PATIENCE, fixture, wait};
+use crate::support::{PATIENCE, fixture, json_lines, wait};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use certificates::Authority;
@@ -350,11 +350,6 @@ async fn loading_ends_when_oned_never_answers() {
     let error = load_all(&quick, patience, &mut stopped).await.unwrap_err();
     let LoadError::GaveUp { tries, source, .. } = &error else { panic!("{error:?}") };
     assert!(*tries >= 1 && matches!(**source, RpcError::Late { .. }), "{error:?}");
-}
-
-fn json_lines(name: &str) -> Vec<serde_json::Value> {
-    let text = String::from_utf8(fixture(name)).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// Takes apart what the original sent. It escapes nothing, so it is cut up as text.

@@ -239,6 +239,12 @@ pub(crate) fn fixture(name: &str) -> Vec<u8> {
     bytes
 }
 
+/// The lines of a recording, each an object.
+pub(crate) fn json_lines(name: &str) -> Vec<serde_json::Value> {
+    let text = String::from_utf8(fixture(name)).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 /// All events that a real oned told its driver, in its order.
 pub(crate) fn recorded_events() -> Vec<Message> {
     let mut parser = Parser::new();

@@ -43,7 +43,8 @@ pub(crate) use paths::{default_sockets, default_state_dirs};
 pub(crate) use period::Period;
 pub(crate) use read::nearest;
 pub(crate) use sections::{
-    BrokerConfig, Durability, HooksConfig, HttpConfig, JournalConfig, LimitsConfig, LogConfig, ZeromqConfig,
+    BrokerConfig, Durability, GanetiConfig, HooksConfig, HttpConfig, JournalConfig, LimitsConfig, LogConfig,
+    ZeromqConfig,
 };
 pub(crate) use size::ByteSize;
 pub(crate) use source::{SourceConfig, SourceKind};
@@ -68,6 +69,8 @@ pub(crate) struct Config {
     pub(crate) journal: JournalConfig,
     /// `[hooks]`
     pub(crate) hooks: HooksConfig,
+    /// `[ganeti]`
+    pub(crate) ganeti: GanetiConfig,
     /// `[limits]`
     pub(crate) limits: LimitsConfig,
     /// `[log]`

@@ -17,8 +17,8 @@ use toml::de::{DeString, DeTable, DeValue};
 use super::{Config, Place, Problem, Reading, Severity, checks};
 
 /// What the schema knows at the top.
-const KNOWN: [&str; 10] =
-    ["state_dir", "broker", "zeromq", "http", "journal", "hooks", "limits", "log", "source", "bridge"];
+const KNOWN: [&str; 11] =
+    ["state_dir", "broker", "zeromq", "http", "journal", "hooks", "ganeti", "limits", "log", "source", "bridge"];
 
 type Entry<'i> = (Spanned<DeString<'i>>, Spanned<DeValue<'i>>);
 
@@ -59,6 +59,7 @@ impl<'t> Reader<'t> {
                 "http" => config.http = self.section(&name, value),
                 "journal" => config.journal = self.section(&name, value),
                 "hooks" => config.hooks = self.section(&name, value),
+                "ganeti" => config.ganeti = self.section(&name, value),
                 "limits" => config.limits = self.section(&name, value),
                 "log" => config.log = self.section(&name, value),
                 "source" => config.sources = self.sources(value),

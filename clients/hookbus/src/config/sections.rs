@@ -72,6 +72,22 @@ pub(crate) struct HttpConfig {
     pub(crate) token_file: Option<PathBuf>,
 }
 
+/// `[ganeti]`: what nodes report of Ganeti's hooks.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
+pub(crate) struct GanetiConfig {
+    /// How far apart in time the reports of one operation may be.
+    pub(crate) window: Period,
+    /// What the cluster calls this host, which decides where hooks of TYPE ganeti run; the name of the host unless set.
+    pub(crate) node: Option<String>,
+}
+
+impl Default for GanetiConfig {
+    fn default() -> Self {
+        GanetiConfig { window: Period::seconds(60), node: None }
+    }
+}
+
 /// `[journal]`: events on disk.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default)]

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::State;
 use super::bridges::Bridges;
+use super::ganeti;
 use super::hooks::{self, Hooks};
 use super::routes;
 use super::socket::{SocketError, SocketFile};
@@ -60,7 +61,12 @@ impl Http {
             state.broker.clone(),
             encoder,
             daemon,
-            state.forwarded.routes().merge(routes::routes(state)).merge(hooks::routes(state)),
+            state
+                .forwarded
+                .routes()
+                .merge(routes::routes(state))
+                .merge(hooks::routes(state))
+                .merge(ganeti::routes(state)),
             options,
         );
         // TCP first: the socket's file appears when everything else is there.

@@ -11,6 +11,7 @@
 //!        │        └▶ http       followers, status, metrics            http.rs, routes.rs
 //!        ├───────── http       events published by hand
 //!        ├───────── sources    another driver's ZeroMQ port          sources.rs
+//!        ├───────── ganeti     reports of hooks, once per operation  ganeti/
 //!        └───────── forwarded  events of a driver in another process  forwarded.rs
 //! ```
 //!
@@ -29,6 +30,7 @@
 mod bridges;
 mod buses;
 mod forwarded;
+mod ganeti;
 mod hooks;
 mod http;
 mod journal;
@@ -55,6 +57,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::bridges::Bridges;
+use self::ganeti::Ganeti;
 use self::journal::JournalState;
 use self::sources::Sources;
 use crate::config::{Config, Overflow};
@@ -112,6 +115,7 @@ struct Parts {
     socket: Option<PathBuf>,
     listen: Vec<SocketAddr>,
     hooks: Option<Arc<Hooks>>,
+    ganeti: Option<Ganeti>,
     journal: Option<JournalState>,
     bridges: Option<Bridges>,
     /// What buses have refused, and hooks have failed for, for good.
@@ -216,11 +220,14 @@ impl Daemon {
         if let Some(http) = http {
             http.take_nothing_in();
         }
-        let (sources, executor) = {
+        let (sources, ganeti, executor) = {
             let mut parts = state.parts.lock();
-            (std::mem::take(&mut parts.sources), parts.hooks.take())
+            (std::mem::take(&mut parts.sources), parts.ganeti.take(), parts.hooks.take())
         };
         sources.shut_down().await;
+        if let Some(ganeti) = ganeti {
+            ganeti.shut_down().await;
+        }
         if let Some(executor) = executor {
             executor.shut_down(Instant::now() + hooks).await;
         }
@@ -291,7 +298,7 @@ fn start_hooks(state: &State) -> Option<Arc<Hooks>> {
         let parts = state.parts.lock();
         (parts.state_dir.clone(), parts.dead_letters.clone()?)
     };
-    let (config, kill_grace) = (&state.config.hooks, state.role.kill_grace());
+    let (config, kill_grace) = ((&state.config.hooks, state.config.ganeti.node.as_deref()), state.role.kill_grace());
     let hooks = Hooks::start(&state.broker, config, state_dir.as_deref(), &dead_letters, &state.encoder, kill_grace);
     hooks.map(Arc::new)
 }
@@ -321,7 +328,10 @@ pub(crate) fn start_bridges(state: &Arc<State>, runtime: &Handle) {
         dead_letters.map(|letters| Bridges::start(&state.broker, &state.config, letters, &state.host, &state.encoder));
     let hooks = hooks_wait_for_journal(&state.config).then(|| start_hooks(state)).flatten();
     let sources = Sources::start(&state.broker, &state.config.sources);
+    let state_dir = state.parts.lock().state_dir.clone();
+    let ganeti = Ganeti::start(&state.broker, &state.config.ganeti, state_dir.as_deref());
     let mut parts = state.parts.lock();
+    parts.ganeti = Some(ganeti);
     if hooks.is_some() {
         parts.hooks = hooks;
     }
@@ -418,6 +428,7 @@ impl State {
             "bridges": parts.bridges.as_ref().map(Bridges::shown).unwrap_or_default(),
             "subscribers": subscribers,
             "hooks": parts.hooks.as_deref().map(Hooks::status),
+            "ganeti": parts.ganeti.as_ref().map(Ganeti::status),
         })
     }
 

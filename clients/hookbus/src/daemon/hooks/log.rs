@@ -72,7 +72,11 @@ fn bury(letters: &DeadLetters, record: &Record) -> Result<(), hookbus_bridges::d
     let rerun = Rerun {
         arguments: record.arguments.clone(),
         host: record.host.clone(),
-        environment: record.environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+        environment: record
+            .environment
+            .iter()
+            .map(|(name, value)| (name.clone().into_owned(), value.clone()))
+            .collect(),
     };
     if let (Some(payload), Ok(Value::Object(rerun))) = (payload.as_object_mut(), serde_json::to_value(rerun)) {
         payload.extend(rerun);

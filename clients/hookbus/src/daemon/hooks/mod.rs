@@ -93,10 +93,10 @@ impl Sources {
 
 impl Hooks {
     /// Reads the hooks and executes them from now on; nothing where the executor can't be had, which is told. `state_dir` is where the store
-    /// is. Between TERM and KILL hooks have `kill_grace`. It blocks: the store is a file.
+    /// is, `node` what a Ganeti cluster calls this host. Between TERM and KILL hooks have `kill_grace`. It blocks: the store is a file.
     pub(crate) fn start(
         broker: &Broker,
-        config: &HooksConfig,
+        (config, node): (&HooksConfig, Option<&str>),
         state_dir: Option<&Path>,
         dead_letters: &Arc<DeadLetters>,
         encoder: &Encoder,
@@ -119,6 +119,9 @@ impl Hooks {
         options.remote_base_path.clone_from(&config.remote_base_path);
         options.run_if = config.run_if.as_ref().map(RunIf::new);
         options.encoder = encoder.clone();
+        if let Some(node) = node {
+            node.clone_into(&mut options.node);
+        }
         if let Ok(store) = &store {
             options.recorders.push(Arc::new(HookLog::new(store.clone(), Arc::clone(dead_letters))));
             options.repeats_are_kept = true;

@@ -342,7 +342,7 @@ async fn test(
     let preview = hooks.executor.preview(&hook, &event);
     let mut answer = serde_json::to_value(&preview).unwrap_or_default();
     answer["environment"] =
-        preview.environment.into_iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
+        preview.environment.into_iter().map(|(name, value)| (name.into_owned(), Value::from(value))).collect();
     answer["event"] = event.id().to_string().into();
     answer["source"] = source.name().into();
     answer["trigger"] = hook.trigger.to_string().into();

@@ -1,0 +1,131 @@
+//! Ganeti's operations: what nodes report of their hooks becomes one event for each operation.
+//!
+//! ```text
+//! hookbus-ganeti-hook ── POST /v1/ganeti/reports ─▶ ╮
+//! the spool of this host ── spool.rs ─────────────▶ ┴▶ intake ─▶ broker, journal
+//!                                                       │ ▲
+//!                                              memory (ganeti.db): which reports were here, of which operation
+//! ```
+//!
+//! The intake (`intake.rs`) is one task: it takes reports in the order in which they come, asks [`Operations`] whether an operation is known, and
+//! publishes those that aren't. `memory.rs` keeps over restarts what is known.
+//!
+//! # What may be lost or repeated
+//!
+//! A report is answered when its event is in the journal, where there is one, and known as a report that was here. A crash before the answer
+//! loses neither: the node keeps what wasn't answered and sends it again; what the crash kept from being known is read out of the
+//! journal at the next start. Without a journal an event is answered when it is in the queues of all subscribers, and a report whose answer
+//! a crash has cut off is published twice. What counts as one operation, and when that goes wrong, is in
+//! [`hookbus_bridges::ganeti::Operations`].
+
+mod intake;
+mod memory;
+mod routes;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hookbus_bridges::ganeti::Report;
+use hookbus_broker::Broker;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use self::intake::{Asked, Intake};
+pub(super) use self::routes::routes;
+use crate::config::GanetiConfig;
+
+/// How many requests wait for the intake; beyond that they wait at their connections.
+const QUEUED: usize = 256;
+
+/// Where reports go.
+pub(crate) struct Ganeti {
+    asked: mpsc::Sender<Asked>,
+    counters: Arc<Counters>,
+    task: JoinHandle<()>,
+}
+
+/// What has become of reports.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    /// Operations that were published.
+    operations: AtomicU64,
+    /// Reports of operations that were known.
+    known: AtomicU64,
+    /// Reports that had been here before.
+    repeated: AtomicU64,
+    /// What was no report.
+    refused: AtomicU64,
+    /// Reports that nodes had no room for.
+    lost: AtomicU64,
+    /// Reports that are remembered.
+    remembered: AtomicU64,
+}
+
+impl Ganeti {
+    /// Takes reports from now on. It blocks: the memory is a file in `state_dir`, and what is missing in it is read from the journal.
+    pub(super) fn start(broker: &Broker, config: &GanetiConfig, state_dir: Option<&Path>) -> Self {
+        let counters = Arc::new(Counters::default());
+        let (asked, queue) = mpsc::channel(QUEUED);
+        let intake = Intake::new(broker.clone(), config.window.duration(), state_dir, Arc::clone(&counters));
+        let task = tokio::spawn(intake.run(queue));
+        Ganeti { asked, counters, task }
+    }
+
+    /// The way in for reports.
+    pub(super) fn entrance(&self) -> Entrance {
+        Entrance { asked: self.asked.clone(), counters: Arc::clone(&self.counters) }
+    }
+
+    /// For listings.
+    pub(super) fn status(&self) -> Value {
+        let number = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        json!({
+            "operations": number(&self.counters.operations),
+            "known": number(&self.counters.known),
+            "repeated": number(&self.counters.repeated),
+            "refused": number(&self.counters.refused),
+            "lost": number(&self.counters.lost),
+            "remembered": number(&self.counters.remembered),
+        })
+    }
+
+    /// Takes nothing more; what was taken is dealt with.
+    pub(super) async fn shut_down(self) {
+        drop(self.asked);
+        if self.task.await.is_err() {
+            tracing::error!("ganeti: the intake has failed");
+        }
+    }
+}
+
+/// Hands reports to the intake.
+#[derive(Clone)]
+pub(super) struct Entrance {
+    asked: mpsc::Sender<Asked>,
+    counters: Arc<Counters>,
+}
+
+impl Entrance {
+    /// Has reports taken in, in their order; returns when they are safe.
+    ///
+    /// # Errors
+    /// When they are not, all or some of them; they are to be sent again, and those that were taken are known then.
+    pub(super) async fn take(&self, reports: Vec<Report>) -> Result<(), String> {
+        let ending = || "hookbus is about to end".to_owned();
+        let (reply, answer) = oneshot::channel();
+        self.asked.send(Asked { reports, reply }).await.map_err(|_| ending())?;
+        answer.await.unwrap_or_else(|_| Err(ending()))
+    }
+
+    /// Something was no report.
+    pub(super) fn refused(&self, count: usize) {
+        self.counters.refused.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// A node had no room for so many reports.
+    pub(super) fn lost(&self, count: u64) {
+        self.counters.lost.fetch_add(count, Ordering::Relaxed);
+    }
+}

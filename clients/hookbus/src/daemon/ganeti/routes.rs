@@ -1,0 +1,64 @@
+//! What nodes of a Ganeti cluster ask for; docs/http.md lists it.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State as Shared};
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::post;
+use axum::{Json, Router};
+use hookbus_bridges::ganeti::Report;
+use hookbus_bridges::http::Problem;
+use serde_json::{Value, json};
+
+use super::Entrance;
+use crate::daemon::State;
+
+/// The largest body: the hook client sends its spool in pieces of 1 MiB, and one report beside.
+const MOST_BYTES: usize = 4 << 20;
+/// What a node that was refused is asked to wait, in seconds.
+const RETRY_AFTER_SECONDS: u32 = 5;
+/// How many reports its spool had no room for since it last told.
+const LOST: &str = "hookbus-lost";
+
+/// The routes.
+pub(in crate::daemon) fn routes(state: &Arc<State>) -> Router {
+    Router::new()
+        .route("/v1/ganeti/reports", post(reports))
+        .layer(DefaultBodyLimit::max(MOST_BYTES))
+        .with_state(Arc::clone(state))
+}
+
+async fn reports(
+    Shared(state): Shared<Arc<State>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<(StatusCode, Json<Value>), Problem> {
+    let entrance = entrance(&state)?;
+    let lost = headers.get(LOST).and_then(|value| value.to_str().ok()?.parse::<u64>().ok()).filter(|lost| *lost > 0);
+    let (mut reports, mut refused) = (Vec::new(), Vec::new());
+    for line in body.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
+        match Report::parse(line) {
+            Ok(report) => reports.push(report),
+            Err(e) => {
+                let id = serde_json::from_slice::<Value>(line).ok().map(|line| line["id"].clone());
+                tracing::warn!("ganeti: a report is refused: {e}");
+                refused.push(json!({ "id": id, "problem": e.to_string() }));
+            }
+        }
+    }
+    let accepted = reports.len();
+    let node = reports.first().map_or_else(String::new, |report| format!("{}: ", report.node()));
+    entrance.take(reports).await.map_err(|why| Problem::unavailable(why, RETRY_AFTER_SECONDS))?;
+    entrance.refused(refused.len());
+    if let Some(lost) = lost {
+        entrance.lost(lost);
+        tracing::error!("ganeti: {node}its spool was full, and {lost} reports of hooks were lost there");
+    }
+    Ok((StatusCode::ACCEPTED, Json(json!({ "accepted": accepted, "refused": refused }))))
+}
+
+fn entrance(state: &State) -> Result<Entrance, Problem> {
+    let entrance = state.parts.lock().ganeti.as_ref().map(super::Ganeti::entrance);
+    entrance.ok_or_else(|| Problem::unavailable("hookbus is starting or about to end", 1))
+}

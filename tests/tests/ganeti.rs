@@ -1,0 +1,162 @@
+//! Reports of Ganeti's hooks against a real daemon: one event for each operation, whatever is sent twice, late, or around a crash.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
+use hookbus_tests::{Home, fixtures, wait_until};
+use serde_json::{Value, json};
+
+/// The recorded runs, each as a report of that node; they are an hour apart, so that each is an operation of its own.
+fn reports(node: &str, ids: u128) -> Vec<Value> {
+    let runs = fixtures::ganeti_runs().into_iter().zip(0..);
+    let report = |(run, n): (Value, u32)| {
+        let time = format!("2026-{:02}-{:02}T{:02}:00:00.000Z", 1 + n / 24 / 28, 1 + n / 24 % 28, n % 24);
+        json!({"id": format!("{:032x}", ids + u128::from(n)), "time": time, "node": node, "env": run["env"]})
+    };
+    runs.map(report).collect()
+}
+
+fn lines(reports: &[Value]) -> Vec<u8> {
+    reports.iter().map(|report| format!("{report}\n")).collect::<String>().into_bytes()
+}
+
+/// Sends reports; they are all accepted.
+fn send(home: &Home, reports: &[Value]) {
+    let headers = [("content-type", "application/x-ndjson")];
+    for some in reports.chunks(50) {
+        let answer = home.request("POST", "/v1/ganeti/reports", &headers, &lines(some)).expect("an answer");
+        assert_eq!((answer.status, &answer.json()["accepted"]), (202, &some.len().into()), "{}", answer.text());
+    }
+}
+
+/// All operations that the journal has.
+fn operations(home: &Home, count: usize) -> Vec<Value> {
+    let count = count.to_string();
+    let output = home.run(&["tail", "EVENT GANETI ", "--from", "earliest", "--count", &count, "-o", "json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+fn counted(home: &Home, what: &str) -> u64 {
+    home.status()["ganeti"][what].as_u64().expect("a number")
+}
+
+/// Every recorded environment, reported by two nodes, over SIGKILL, sent again, and late.
+#[test]
+fn each_operation_is_one_event() {
+    let home = Home::new("[journal]\nenabled = true\n");
+    let mut daemon = home.serve();
+    let (first, second) = (reports("n1", 0), reports("n2", 1000));
+    send(&home, &first[..200]);
+    send(&home, &second[100..150]);
+    assert_eq!((counted(&home, "operations"), counted(&home, "known")), (200, 50));
+    daemon.program.kill();
+
+    // An answer that got lost is asked for again; other nodes come late.
+    let daemon = home.serve();
+    send(&home, &first[150..]);
+    send(&home, &second);
+    send(&home, &reports("n3", 2000));
+    let n = first.len() as u64;
+    assert_eq!((counted(&home, "operations"), counted(&home, "repeated")), (n - 200, 50 + 50));
+    assert_eq!(counted(&home, "known"), n - 50 + n);
+
+    let events = operations(&home, first.len());
+    for (event, report) in events.iter().zip(&first) {
+        let (env, data) = (&report["env"], &event["data"]);
+        assert_eq!(&data["env"], env);
+        let text = |name: &str| env[format!("GANETI_{name}")].as_str().unwrap_or_default().to_owned();
+        assert_eq!(event["type"], format!("org.ganeti.{}.{}", text("HOOKS_PATH"), text("HOOKS_PHASE")));
+        assert_eq!(event["source"], format!("/ganeti/{}", text("CLUSTER")));
+        assert_eq!(event["datacontenttype"], "application/json");
+        assert_eq!((&data["report"], &data["time"], &data["node"]), (&report["id"], &report["time"], &"n1".into()));
+        let name = data["name"].as_str().expect("a name");
+        assert_eq!(event["subject"], format!("{}/{name}", text("OBJECT_TYPE").to_lowercase()));
+    }
+    daemon.stop();
+}
+
+/// What a crash has kept from being remembered is in the journal.
+#[test]
+fn the_journal_knows_what_the_memory_has_lost() {
+    let home = Home::new("[journal]\nenabled = true\n");
+    let daemon = home.serve();
+    let all = reports("n1", 0);
+    send(&home, &all[..20]);
+    daemon.stop();
+    for file in ["ganeti.db", "ganeti.db-wal", "ganeti.db-shm"] {
+        let _ = fs::remove_file(home.path().join("state").join(file));
+    }
+    let daemon = home.serve();
+    send(&home, &all[..20]);
+    send(&home, &reports("n2", 1000)[..20]);
+    assert_eq!((counted(&home, "operations"), counted(&home, "repeated"), counted(&home, "known")), (0, 20, 20));
+    daemon.stop();
+    // A damaged one is set aside, and costs no event.
+    fs::write(home.path().join("state/ganeti.db"), [7; 5000]).expect("a file");
+    let daemon = home.serve();
+    send(&home, &all[..21]);
+    assert_eq!((counted(&home, "operations"), counted(&home, "repeated")), (1, 20));
+    assert!(home.log().contains("ganeti.db.damaged"), "{}", home.log());
+    daemon.stop();
+}
+
+/// What makes no sense is told, and is in the way of nothing.
+#[test]
+fn what_is_no_report_is_refused_alone() {
+    let home = Home::new("[journal]\nenabled = true\n");
+    let daemon = home.serve();
+    let all = reports("n1", 0);
+    let mut body = lines(&all[..1]);
+    body.extend_from_slice(b"\xFF\xFE no JSON\n\n{\"id\":\"x\",\"time\":\"now\",\"node\":\"\",\"env\":{}}\n");
+    body.extend_from_slice(&lines(&all[1..2]));
+    let answer = home.request("POST", "/v1/ganeti/reports", &[("hookbus-lost", "3")], &body).expect("an answer");
+    assert_eq!(answer.status, 202);
+    let told = answer.json();
+    assert_eq!(told["accepted"], 2);
+    assert_eq!(told["refused"][1]["id"], "x");
+    assert!(told["refused"][1]["problem"].as_str().expect("a text").contains("32 hexadecimal digits"), "{told}");
+    assert_eq!((counted(&home, "refused"), counted(&home, "lost")), (2, 3));
+    home.logged("n1: its spool was full, and 3 reports of hooks were lost there");
+    let large = home.request("POST", "/v1/ganeti/reports", &[], &vec![b'x'; 5 << 20]);
+    assert!(large.is_err() || large.is_ok_and(|answer| answer.status == 413));
+    // Nobody else publishes under these keys.
+    let headers = [("ce-hookbuskey", "EVENT GANETI NODE/node-add/post/n9 "), ("content-type", "text/plain")];
+    assert_eq!(home.request("POST", "/v1/events", &headers, b"x").expect("an answer").status, 403);
+    assert_eq!(operations(&home, 2).len(), 2);
+    daemon.stop();
+}
+
+/// A hook of TYPE ganeti of the daemon's own, and what the bus gets of an operation in each format.
+#[test]
+fn operations_make_hooks_run_and_are_in_every_format() {
+    let home = Home::new("[journal]\nenabled = true\n[ganeti]\nnode = \"me.example.com\"\n");
+    let directory = home.path().display();
+    let _ = home
+        .script("note.sh", &format!("#!/bin/sh\necho \"$GANETI_HOOKS_PATH $GANETI_OP_TARGET\" >> {directory}/notes\n"));
+    home.hook("note", "NAME = note\nTYPE = ganeti\nOPERATION = instance-*\nPHASE = pre\nCOMMAND = note.sh\n");
+    let daemon = home.serve();
+    let mut report =
+        reports("n1", 0).into_iter().find(|report| report["env"]["GANETI_HOOKS_PATH"] == "instance-migrate");
+    let report = report.as_mut().expect("one was recorded");
+    report["env"]["GANETI_MASTER"] = "me.example.com".into();
+    report["env"]["GANETI_HOOKS_PHASE"] = "pre".into();
+    send(&home, std::slice::from_ref(report));
+    let noted = wait_until("the hook to have run", || match fs::read_to_string(home.path().join("notes")) {
+        Ok(text) if text.ends_with('\n') => Ok(text),
+        other => Err(format!("{other:?}")),
+    });
+    let target = report["env"]["GANETI_OP_TARGET"].as_str().expect("a name");
+    assert_eq!(noted, format!("instance-migrate {target}\n"));
+    // In the format `raw` it is the environment alone.
+    let followed = "/v1/events?prefix=EVENT%20GANETI%20&from=earliest&format=raw";
+    let mut curl = home.curl_command(followed, &["--no-buffer"]).stdout(Stdio::piped()).spawn().expect("curl");
+    let lines = BufReader::new(curl.stdout.take().expect("a pipe")).lines();
+    let mut data = lines.map_while(Result::ok).filter_map(|line| Some(line.strip_prefix("data:")?.to_owned()));
+    let env: Value = serde_json::from_str(&data.next().expect("an event")).expect("JSON");
+    assert_eq!(env, report["env"]);
+    curl.kill().and_then(|()| curl.wait()).expect("our own child");
+    daemon.stop();
+}
