@@ -160,3 +160,37 @@ fn operations_make_hooks_run_and_are_in_every_format() {
     curl.kill().and_then(|()| curl.wait()).expect("our own child");
     daemon.stop();
 }
+
+/// Hooks of PHASE pre may refuse an operation, by their exit code, as scripts do it.
+#[test]
+fn a_check_may_refuse_an_operation() {
+    let home = Home::new("[journal]\nenabled = true\n[ganeti]\nnode = \"me\"\n");
+    let _ = home
+        .script("check.sh", "#!/bin/sh\n[ \"$GANETI_OP_TARGET\" != web2 ] || { echo \"web2 has to stay\"; exit 7; }\n");
+    home.hook("check", "NAME = check\nTYPE = ganeti\nOPERATION = instance-stop\nPHASE = pre\nCOMMAND = check.sh\n");
+    home.hook("gone", "NAME = gone\nTYPE = ganeti\nOPERATION = instance-reboot\nPHASE = pre\nCOMMAND = gone.sh\n");
+    home.hook("after", "NAME = after\nTYPE = ganeti\nOPERATION = instance-start\nCOMMAND = /bin/false\n");
+    let daemon = home.serve();
+    let mut next = 0;
+    let mut ask = |operation: &str, target: &str| {
+        next += 1;
+        let env = json!({"GANETI_HOOKS_PATH": operation, "GANETI_HOOKS_PHASE": "pre", "GANETI_OP_TARGET": target,
+            "GANETI_OBJECT_TYPE": "INSTANCE", "GANETI_CLUSTER": "c", "GANETI_MASTER": "me", "PATH": "/bin:/usr/bin"});
+        let report = json!({"id": format!("{next:032x}"), "time": "2026-11-23T02:00:00Z", "node": "me", "env": env});
+        let answer = home.request("POST", "/v1/ganeti/gate", &[], report.to_string().as_bytes()).expect("an answer");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let answer = answer.json();
+        (
+            answer["verdict"].as_str().unwrap_or_default().to_owned(),
+            answer["reason"].as_str().unwrap_or_default().to_owned(),
+        )
+    };
+    assert_eq!(ask("instance-stop", "web1"), ("allow".into(), "check agreed".into()));
+    assert_eq!(ask("instance-stop", "web2"), ("deny".into(), "check: web2 has to stay".into()));
+    let (verdict, reason) = ask("instance-reboot", "web1");
+    assert!(verdict == "none" && reason.contains("No such file or directory"), "{verdict}: {reason}");
+    assert_eq!(ask("instance-start", "web1").0, "none", "only hooks of PHASE pre are asked");
+    assert_eq!(operations(&home, 4).len(), 4, "each is an event, too");
+    assert_eq!(home.request("POST", "/v1/ganeti/gate", &[], b"{}").expect("an answer").status, 400);
+    daemon.stop();
+}

@@ -32,7 +32,9 @@ use std::time::{Duration, SystemTime};
 use hookbus_bridges::PAYLOAD_BASE64;
 use hookbus_bridges::cloudevents::{Encoder, Sources};
 use hookbus_bridges::opennebula::Parser;
-use hookbus_broker::{Broker, JournalError, Overflow, Received, Start, SubscribeOptions};
+use hookbus_broker::{
+    Broker, EventId, JournalError, LogId, Message, Offset, Overflow, Received, Start, SubscribeOptions,
+};
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use thiserror::Error;
@@ -321,6 +323,23 @@ impl Executor {
     pub fn run_for(&self, hook: &Hook, message: &Received) -> Result<(), TooManyAgain> {
         let (event, _) = self.shown(hook, message);
         self.again.try_send(Asked::For { hook: hook.name.clone(), event: Arc::new(event) }).map_err(|_| TooManyAgain)
+    }
+
+    /// The hooks of TYPE ganeti that this message is going to make run, once for each run: who waits for what they say knows whom to wait for.
+    /// Nothing where `run_if` says no.
+    pub fn ganeti_runs(&self, message: &Message) -> Vec<String> {
+        if *self.leads.borrow() == Some(false) {
+            return Vec::new();
+        }
+        let Some(facts) = Facts::of_ganeti(message.payload()) else { return Vec::new() };
+        let key = message.keys().last().map(String::from_utf8_lossy).unwrap_or_default().into_owned();
+        let id = EventId { log: LogId::new(0), offset: Offset::new(0) };
+        let event = Event { reference: EventRef { id, key, time: SystemTime::now().into() }, facts };
+        let hooks = self.active.read().set.matching(message.keys(), None);
+        let of_ganeti = hooks.into_iter().filter(|hook| matches!(hook.trigger, Trigger::Ganeti { .. }));
+        of_ganeti
+            .flat_map(|hook| targets(&hook, &event, &self.options).into_iter().map(move |_| hook.name.clone()))
+            .collect()
     }
 
     /// What a hook would do for an event. Nothing is executed.

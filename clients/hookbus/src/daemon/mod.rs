@@ -57,7 +57,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::bridges::Bridges;
-use self::ganeti::Ganeti;
+use self::ganeti::{Ganeti, Verdicts};
 use self::journal::JournalState;
 use self::sources::Sources;
 use crate::config::{Config, Overflow};
@@ -100,6 +100,8 @@ pub(crate) struct State {
     pub(crate) config: Config,
     pub(crate) broker: Broker,
     pub(crate) forwarded: Forwarded,
+    /// What hooks say of operations that are about to begin.
+    verdicts: Arc<Verdicts>,
     parts: Mutex<Parts>,
     ready: AtomicBool,
     /// What this host is called.
@@ -180,6 +182,7 @@ impl Daemon {
             config,
             broker,
             forwarded,
+            verdicts: Arc::default(),
             parts: Mutex::new(parts),
             ready: AtomicBool::new(false),
             host,
@@ -299,7 +302,9 @@ fn start_hooks(state: &State) -> Option<Arc<Hooks>> {
         (parts.state_dir.clone(), parts.dead_letters.clone()?)
     };
     let (config, kill_grace) = ((&state.config.hooks, state.config.ganeti.node.as_deref()), state.role.kill_grace());
-    let hooks = Hooks::start(&state.broker, config, state_dir.as_deref(), &dead_letters, &state.encoder, kill_grace);
+    let verdicts = Arc::clone(&state.verdicts);
+    let (broker, directory) = (&state.broker, state_dir.as_deref());
+    let hooks = Hooks::start(broker, config, directory, &dead_letters, &state.encoder, kill_grace, verdicts);
     hooks.map(Arc::new)
 }
 

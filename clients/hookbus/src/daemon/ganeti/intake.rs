@@ -29,7 +29,7 @@ const MOST_MISSING: u64 = 1_000_000;
 /// Reports that are to be taken in.
 pub(super) struct Asked {
     pub(super) reports: Vec<Report>,
-    pub(super) reply: oneshot::Sender<Result<(), String>>,
+    pub(super) reply: oneshot::Sender<Result<Vec<Offset>, String>>,
 }
 
 pub(super) struct Intake {
@@ -116,19 +116,25 @@ impl Intake {
             if let Err(why) = &taken {
                 tracing::warn!("ganeti: reports could not be taken in: {why}; their nodes keep them");
             }
-            for Asked { reply, .. } in batch.drain(..) {
+            let mut offsets = taken.map(Vec::into_iter);
+            for Asked { reports, reply } in batch.drain(..) {
+                let own =
+                    offsets.as_mut().map(|offsets| offsets.take(reports.len()).collect()).map_err(|why| why.clone());
                 // Who has hung up sends it again.
-                let _ = reply.send(taken.clone());
+                let _ = reply.send(own);
             }
         }
     }
 
-    async fn take(&mut self, batch: &[Asked]) -> Result<(), String> {
+    /// Takes reports in; answers the offset of the event of each.
+    async fn take(&mut self, batch: &[Asked]) -> Result<Vec<Offset>, String> {
         let deadline = Instant::now() + PATIENCE;
+        let mut offsets = Vec::new();
         for report in batch.iter().flat_map(|asked| &asked.reports) {
             let (offset, counter) = match self.operations.look(report) {
-                Look::Repeated(_) => {
+                Look::Repeated(offset) => {
                     self.counters.repeated.fetch_add(1, Ordering::Relaxed);
+                    offsets.push(offset);
                     continue;
                 }
                 Look::Known(offset) => (offset, &self.counters.known),
@@ -139,6 +145,7 @@ impl Intake {
                 }
             };
             counter.fetch_add(1, Ordering::Relaxed);
+            offsets.push(offset);
             self.remember(Remembered::of(report, offset, SystemTime::now().into()));
         }
         // Also what an earlier batch has published, and could not wait for: a report of it may be in this one.
@@ -151,7 +158,7 @@ impl Intake {
         }
         self.write();
         self.tell_remembered();
-        Ok(())
+        Ok(offsets)
     }
 
     fn remember(&mut self, report: Remembered) {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! hookbus-ganeti-hook ── POST /v1/ganeti/reports ─▶ ╮
+//!                      ◀─ POST /v1/ganeti/gate ────▶ ┤ (and hooks of PHASE pre say whether it may begin: gate.rs)
 //! the spool of this host ── spool.rs ─────────────▶ ┴▶ intake ─▶ broker, journal
 //!                                                       │ ▲
 //!                                              memory (ganeti.db): which reports were here, of which operation
@@ -18,6 +19,7 @@
 //! a crash has cut off is published twice. What counts as one operation, and when that goes wrong, is in
 //! [`hookbus_bridges::ganeti::Operations`].
 
+mod gate;
 mod intake;
 mod memory;
 mod routes;
@@ -27,11 +29,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hookbus_bridges::ganeti::Report;
-use hookbus_broker::Broker;
+use hookbus_broker::{Broker, Offset};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+pub(super) use self::gate::Verdicts;
 use self::intake::{Asked, Intake};
 pub(super) use self::routes::routes;
 use crate::config::GanetiConfig;
@@ -108,11 +111,11 @@ pub(super) struct Entrance {
 }
 
 impl Entrance {
-    /// Has reports taken in, in their order; returns when they are safe.
+    /// Has reports taken in, in their order; returns when they are safe, with the offset of the event of each.
     ///
     /// # Errors
     /// When they are not, all or some of them; they are to be sent again, and those that were taken are known then.
-    pub(super) async fn take(&self, reports: Vec<Report>) -> Result<(), String> {
+    pub(super) async fn take(&self, reports: Vec<Report>) -> Result<Vec<Offset>, String> {
         let ending = || "hookbus is about to end".to_owned();
         let (reply, answer) = oneshot::channel();
         self.asked.send(Asked { reports, reply }).await.map_err(|_| ending())?;

@@ -1,6 +1,7 @@
 //! What nodes of a Ganeti cluster ask for; docs/http.md lists it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State as Shared};
@@ -10,8 +11,9 @@ use axum::{Json, Router};
 use hookbus_bridges::ganeti::Report;
 use hookbus_bridges::http::Problem;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
-use super::Entrance;
+use super::{Entrance, gate};
 use crate::daemon::State;
 
 /// The largest body: the hook client sends its spool in pieces of 1 MiB, and one report beside.
@@ -25,6 +27,7 @@ const LOST: &str = "hookbus-lost";
 pub(in crate::daemon) fn routes(state: &Arc<State>) -> Router {
     Router::new()
         .route("/v1/ganeti/reports", post(reports))
+        .route("/v1/ganeti/gate", post(gate))
         .layer(DefaultBodyLimit::max(MOST_BYTES))
         .with_state(Arc::clone(state))
 }
@@ -56,6 +59,24 @@ async fn reports(
         tracing::error!("ganeti: {node}its spool was full, and {lost} reports of hooks were lost there");
     }
     Ok((StatusCode::ACCEPTED, Json(json!({ "accepted": accepted, "refused": refused }))))
+}
+
+/// How long the one who asks waits for the verdict, in milliseconds.
+const TIMEOUT: &str = "hookbus-timeout-ms";
+
+async fn gate(Shared(state): Shared<Arc<State>>, headers: HeaderMap, body: Bytes) -> Result<Json<Value>, Problem> {
+    let timeout = headers.get(TIMEOUT).and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_millis);
+    let deadline = Instant::now() + gate::time_for(timeout);
+    let report = Report::parse(&body).map_err(|e| Problem::bad_request(e.to_string()))?;
+    let hooks = state.parts.lock().hooks.clone();
+    let runs = hooks.map(|hooks| hooks.ganeti_runs(&report.message())).unwrap_or_default();
+    let taken = entrance(&state)?.take(vec![report]).await;
+    let offsets = taken.map_err(|why| Problem::unavailable(why, RETRY_AFTER_SECONDS))?;
+    let Some(&event) = offsets.first() else {
+        return Err(Problem::unavailable("it was not taken", RETRY_AFTER_SECONDS));
+    };
+    let verdict = state.verdicts.of(event, runs, deadline).await;
+    Ok(Json(serde_json::to_value(verdict).unwrap_or_default()))
 }
 
 fn entrance(state: &State) -> Result<Entrance, Problem> {

@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use hookbus_bridges::cloudevents::Encoder;
 use hookbus_bridges::delivery::{DeadLetters, DeadLettersError, Which};
-use hookbus_broker::Broker;
+use hookbus_broker::{Broker, Message};
 use hookbus_hem::store::{HookId, HookKey, Retry, RetryId, Store, StoreOptions, StoredHook};
 use hookbus_hem::template::Template;
 use hookbus_hem::{
@@ -45,6 +45,7 @@ use tokio::time::Instant;
 pub(super) use self::log::HOOK_LETTERS;
 use self::log::HookLog;
 pub(super) use self::routes::routes;
+use super::ganeti::Verdicts;
 use crate::config::{HooksConfig, Overflow};
 
 /// The executor's cursor in the journal.
@@ -93,7 +94,7 @@ impl Sources {
 
 impl Hooks {
     /// Reads the hooks and executes them from now on; nothing where the executor can't be had, which is told. `state_dir` is where the store
-    /// is, `node` what a Ganeti cluster calls this host. Between TERM and KILL hooks have `kill_grace`. It blocks: the store is a file.
+    /// is, `node` what a Ganeti cluster calls this host; `verdicts` learns what checks of operations say. Between TERM and KILL hooks have `kill_grace`. It blocks: the store is a file.
     pub(crate) fn start(
         broker: &Broker,
         (config, node): (&HooksConfig, Option<&str>),
@@ -101,6 +102,7 @@ impl Hooks {
         dead_letters: &Arc<DeadLetters>,
         encoder: &Encoder,
         kill_grace: Duration,
+        verdicts: Arc<Verdicts>,
     ) -> Option<Self> {
         let store = open(config, state_dir);
         let sources = Sources {
@@ -122,6 +124,7 @@ impl Hooks {
         if let Some(node) = node {
             node.clone_into(&mut options.node);
         }
+        options.recorders.push(verdicts);
         if let Ok(store) = &store {
             options.recorders.push(Arc::new(HookLog::new(store.clone(), Arc::clone(dead_letters))));
             options.repeats_are_kept = true;
@@ -169,6 +172,11 @@ impl Hooks {
             None => sources.stored.remove(&id),
         };
         self.executor.replace(sources.set());
+    }
+
+    /// The hooks that an operation of Ganeti is going to make run, once for each run.
+    pub(super) fn ganeti_runs(&self, message: &Message) -> Vec<String> {
+        self.executor.ganeti_runs(message)
     }
 
     /// Whether there is a hook of that name.
