@@ -155,7 +155,8 @@ pub(crate) enum HookCommand {
     Test {
         /// Its id, or its name
         hook: String,
-        /// The event: a file with the XML that oned wrote (or base64 of it; - is standard input), or a key, for the newest event of the
+        /// The event: a file with the XML that oned wrote (or base64 of it), or with the environment of a Ganeti hook as JSON; - is standard
+        /// input; or a key, for the newest event of the
         /// journal whose key begins like that, without one an empty event of that key [default: the newest event of the journal that the
         /// hook is for]
         #[arg(long, value_name = "FILE|KEY")]
@@ -351,10 +352,10 @@ fn is_file_name(text: &str) -> bool {
     beginnings.iter().any(|beginning| text.starts_with(beginning)) || endings.iter().any(|end| text.ends_with(end))
 }
 
-/// The content of an event, in base64: the XML that oned wrote, or that in base64.
+/// The content of an event, in base64: the XML that oned wrote, or that in base64; the environment of a Ganeti hook as JSON.
 fn content(bytes: &[u8]) -> String {
     match bytes.trim_ascii() {
-        xml if xml.starts_with(b"<") => crate::base64(xml),
+        plain if plain.starts_with(b"<") || plain.starts_with(b"{") => crate::base64(plain),
         base64 => String::from_utf8_lossy(base64).into_owned(),
     }
 }

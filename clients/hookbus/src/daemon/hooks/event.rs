@@ -2,11 +2,17 @@
 //!
 //! Nobody else gets it: it goes through a broker of its own, which gives it what every event has.
 
+use std::time::SystemTime;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use hookbus_bridges::cloudevents::is_reserved;
+use hookbus_bridges::cloudevents::{is_reserved, rfc3339};
+use hookbus_bridges::ganeti::Report;
 use hookbus_bridges::opennebula::{Input, Parser};
 use hookbus_broker::{BatchLimit, Broker, Delivery, Message, Offset, Received, Start, SubscribeOptions};
 use hookbus_hem::{Hook, HookSet, Trigger};
+use serde_json::{Value, json};
 
 /// How far back the journal is searched, in events.
 const SEARCHED: u64 = 100_000;
@@ -40,7 +46,7 @@ pub(super) fn for_hook(broker: &Broker, hook: &Hook) -> Result<(Received, Source
     match &hook.trigger {
         Trigger::Event { prefix } => Ok((alone(Message::new(prefix.as_str(), ""))?, Source::MadeUp)),
         trigger => Err(format!(
-            "{} Give one: --event FILE, with the XML of an event",
+            "{} Give one: --event FILE, with the XML of an event, or of Ganeti the environment as JSON",
             nothing_found(broker, &trigger.to_string())
         )),
     }
@@ -65,12 +71,29 @@ fn nothing_found(broker: &Broker, what: &str) -> String {
     format!("the journal has no event {what:?} among the last {SEARCHED}.")
 }
 
-/// An event of OpenNebula, as base64.
+/// An event of OpenNebula, or the environment of a hook of Ganeti's as a JSON object, as base64.
 pub(super) fn of_content(content: Bytes) -> Result<(Received, Source), String> {
+    if let Some(message) = of_environment(&content)? {
+        return Ok((alone(message)?, Source::Given));
+    }
     match Parser::new().content(content) {
         Input::Message { message, oddity: None } => Ok((alone(message)?, Source::Given)),
-        _ => Err("this is no event of OpenNebula: the element HOOK_MESSAGE is expected, as XML or in base64".into()),
+        _ => Err("this is no event of OpenNebula: the element HOOK_MESSAGE is expected, as XML or in base64; nor the environment of a hook \
+                  of Ganeti's, as a JSON object"
+            .into()),
     }
+}
+
+/// The event of an environment; nothing where it is no JSON object.
+fn of_environment(content: &[u8]) -> Result<Option<Message>, String> {
+    let json = BASE64_STANDARD.decode(content).ok();
+    let object: Option<serde_json::Map<String, Value>> = json.and_then(|json| serde_json::from_slice(&json).ok());
+    let Some(object) = object else { return Ok(None) };
+    // The data of an event has it, too.
+    let environment = object.get("env").cloned().unwrap_or(Value::Object(object));
+    let time = rfc3339(SystemTime::now().into());
+    let report = json!({"id": "0".repeat(32), "time": time, "node": "hookbus hook test", "env": environment});
+    Report::parse(report.to_string().as_bytes()).map(|report| Some(report.message())).map_err(|e| e.to_string())
 }
 
 fn alone(message: Message) -> Result<Received, String> {
@@ -120,6 +143,10 @@ mod tests {
             let told = of_content(Bytes::copy_from_slice(nothing.as_bytes())).expect_err(nothing);
             assert!(told.contains("HOOK_MESSAGE is expected"), "{told}");
         }
+        let environment = r#"{"GANETI_HOOKS_PATH":"node-add","GANETI_HOOKS_PHASE":"pre","GANETI_OBJECT_TYPE":"NODE"}"#;
+        let (event, _) = of_content(crate::base64(environment.as_bytes()).into()).unwrap();
+        assert_eq!(event.keys().last(), Some(&b"EVENT GANETI NODE/node-add/pre/- "[..]));
+        assert!(of_content(crate::base64(b"{}").into()).unwrap_err().contains("GANETI_HOOKS_PATH"));
         let broker = Broker::default();
         assert_eq!(with_key(&broker, "app done").unwrap().1, Source::MadeUp);
         let told = with_key(&broker, "EVENT API one.vm.action 1").unwrap_err();
