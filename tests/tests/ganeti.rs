@@ -4,7 +4,8 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
-use hookbus_tests::{Home, fixtures, wait_until};
+use futures_util::StreamExt as _;
+use hookbus_tests::{Home, Kind, Server, fixtures, wait_until};
 use serde_json::{Value, json};
 
 /// The recorded runs, each as a report of that node; they are an hour apart, so that each is an operation of its own.
@@ -192,5 +193,50 @@ fn a_check_may_refuse_an_operation() {
     assert_eq!(ask("instance-start", "web1").0, "none", "only hooks of PHASE pre are asked");
     assert_eq!(operations(&home, 4).len(), 4, "each is an event, too");
     assert_eq!(home.request("POST", "/v1/ganeti/gate", &[], b"{}").expect("an answer").status, 400);
+    daemon.stop();
+}
+
+/// Somebody on NATS may refuse one, too.
+#[test]
+fn a_check_on_nats_may_refuse_an_operation() {
+    let bus = Server::start(Kind::Nats);
+    let home = Home::new(&format!("[ganeti]\nnode = \"me\"\ngate_nats = \"{}\"\n{}", bus.kind(), bus.bridge("")));
+    let daemon = home.serve();
+    let ask = |id: u32| {
+        let env = json!({"GANETI_HOOKS_PATH": "node-remove", "GANETI_HOOKS_PHASE": "pre", "GANETI_OP_TARGET": "n7",
+            "GANETI_OBJECT_TYPE": "NODE", "GANETI_CLUSTER": "c.example.com", "GANETI_MASTER": "me", "PATH": "/bin"});
+        let report = json!({"id": format!("{id:032x}"), "time": "2026-11-23T02:00:00Z", "node": "me", "env": env});
+        let answer = home.request("POST", "/v1/ganeti/gate", &[], report.to_string().as_bytes()).expect("an answer");
+        answer.json()
+    };
+    let nobody = ask(1);
+    assert_eq!(nobody["verdict"], "none", "{nobody}");
+    assert!(
+        nobody["reason"]
+            .as_str()
+            .expect("a text")
+            .contains("nobody subscribes to hookbus-gate.c.example.com.node-remove"),
+        "{nobody}"
+    );
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let subscribed = async {
+        let client = async_nats::connect(bus.url()).await.expect("a server");
+        let subscription = client.subscribe("hookbus-gate.>").await.expect("subscribed");
+        client.flush().await.expect("told");
+        (client, subscription)
+    };
+    let (client, mut questions) = runtime.block_on(subscribed);
+    runtime.spawn(async move {
+        while let Some(question) = questions.next().await {
+            let event: Value = serde_json::from_slice(&question.payload).expect("a CloudEvent");
+            let verdict = json!({"verdict": "deny", "reason": format!("{} stays", event["data"]["name"].as_str().unwrap_or("?"))});
+            let reply = question.reply.expect("a question");
+            client.publish(reply, verdict.to_string().into()).await.expect("answered");
+        }
+    });
+    let refused = ask(2);
+    assert_eq!(refused["verdict"], "deny", "{refused}");
+    assert_eq!(refused["reason"], "hookbus-gate.c.example.com.node-remove: n7 stays");
     daemon.stop();
 }

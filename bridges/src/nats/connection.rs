@@ -6,7 +6,7 @@ use async_nats::jetstream::context::{RequestError, RequestErrorKind};
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use async_nats::jetstream::{self, Context, ContextBuilder, ErrorCode};
-use async_nats::{Event, ServerAddr};
+use async_nats::{Client, Event, ServerAddr};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -50,51 +50,7 @@ impl Bus for NatsBus {
 
     async fn connect(&mut self) -> Result<(NatsSender, NatsReceipts), Fault> {
         let options = &self.options;
-        let (servers, place) = servers(&options.servers)?;
-        let identity = Identity::read(&options.login, servers.first())?;
-        let who = identity.kind;
-        if let (Login::Anonymous, Some(server)) = (&options.login, servers.iter().skip(1).find(|s| s.has_user_pass())) {
-            let reason = format!("only the first URL may name a user: take it out of the one of {}", server.host());
-            return Err(Fault::needs_help(reason));
-        }
-        let tls_wanted = options.tls != Default::default() || servers.iter().any(ServerAddr::tls_required);
-        let gate = Gate::default();
-        let (lost_sender, lost) = watch::channel(false);
-        let (notice_sender, mut notices) = mpsc::channel(NOTICES);
-        let mut connect = identity
-            .options(gate.clone())
-            .name(&options.name)
-            .require_tls(tls_wanted)
-            .connection_timeout(options.step_timeout)
-            .ping_interval(options.ping_interval)
-            .custom_inbox_prefix(&options.inbox_prefix)
-            .subscription_capacity(2 * MAX_IN_FLIGHT)
-            .max_reconnects(servers.len())
-            .reconnect_delay_callback(|_| std::time::Duration::ZERO)
-            .ignore_discovered_servers()
-            .event_callback(move |event| {
-                tell(&event, &lost_sender, &notice_sender);
-                std::future::ready(())
-            });
-        connect = match options.tls.load().await {
-            Ok(config) => connect.tls_client_config(config),
-            Err(error) if tls_wanted => return Err(Fault::needs_help(error.to_string())),
-            // Nobody has asked for TLS: a system without trusted certificates is no obstacle.
-            Err(_) => connect,
-        };
-        let steps = u32::try_from(servers.len()).unwrap_or(u32::MAX).saturating_add(1);
-        let bare: Vec<ServerAddr> = servers.into_iter().map(without_user).collect();
-        let client = match timeout(options.step_timeout.saturating_mul(steps), connect.connect(bare)).await {
-            Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(error::not_connected(&place, who, &error)),
-            Err(_) => {
-                return Err(Fault::passing(format!(
-                    "{place} can't be reached: it says nothing; is a server of NATS on this port?"
-                )));
-            }
-        };
-        gate.close();
-
+        let Connection { client, place, who, lost, mut notices } = connection(options).await?;
         let sent = Arc::new(Mutex::new(super::sent::Sent::default()));
         let mut receipts =
             NatsReceipts::new(notices_of(&mut notices), sent.clone(), place.clone(), who, options.step_timeout);
@@ -113,6 +69,68 @@ impl Bus for NatsBus {
         }
         Ok((NatsSender { client, inbox, sent, lost, place }, receipts))
     }
+}
+
+/// A connection, and what it tells.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) client: Client,
+    /// The servers, without secrets.
+    pub(super) place: Arc<str>,
+    /// Who we are to them.
+    pub(super) who: &'static str,
+    /// True when it is over.
+    pub(super) lost: watch::Receiver<bool>,
+    notices: mpsc::Receiver<Notice>,
+}
+
+/// One connection: when it is over, it stays so.
+pub(super) async fn connection(options: &NatsOptions) -> Result<Connection, Fault> {
+    let (servers, place) = servers(&options.servers)?;
+    let identity = Identity::read(&options.login, servers.first())?;
+    let who = identity.kind;
+    if let (Login::Anonymous, Some(server)) = (&options.login, servers.iter().skip(1).find(|s| s.has_user_pass())) {
+        let reason = format!("only the first URL may name a user: take it out of the one of {}", server.host());
+        return Err(Fault::needs_help(reason));
+    }
+    let tls_wanted = options.tls != Default::default() || servers.iter().any(ServerAddr::tls_required);
+    let gate = Gate::default();
+    let (lost_sender, lost) = watch::channel(false);
+    let (notice_sender, notices) = mpsc::channel(NOTICES);
+    let mut connect = identity
+        .options(gate.clone())
+        .name(&options.name)
+        .require_tls(tls_wanted)
+        .connection_timeout(options.step_timeout)
+        .ping_interval(options.ping_interval)
+        .custom_inbox_prefix(&options.inbox_prefix)
+        .subscription_capacity(2 * MAX_IN_FLIGHT)
+        .max_reconnects(servers.len())
+        .reconnect_delay_callback(|_| std::time::Duration::ZERO)
+        .ignore_discovered_servers()
+        .event_callback(move |event| {
+            tell(&event, &lost_sender, &notice_sender);
+            std::future::ready(())
+        });
+    connect = match options.tls.load().await {
+        Ok(config) => connect.tls_client_config(config),
+        Err(error) if tls_wanted => return Err(Fault::needs_help(error.to_string())),
+        // Nobody has asked for TLS: a system without trusted certificates is no obstacle.
+        Err(_) => connect,
+    };
+    let steps = u32::try_from(servers.len()).unwrap_or(u32::MAX).saturating_add(1);
+    let bare: Vec<ServerAddr> = servers.into_iter().map(without_user).collect();
+    let client = match timeout(options.step_timeout.saturating_mul(steps), connect.connect(bare)).await {
+        Ok(Ok(client)) => client,
+        Ok(Err(error)) => return Err(error::not_connected(&place, who, &error)),
+        Err(_) => {
+            return Err(Fault::passing(format!(
+                "{place} can't be reached: it says nothing; is a server of NATS on this port?"
+            )));
+        }
+    };
+    gate.close();
+    Ok(Connection { client, place, who, lost, notices })
 }
 
 /// The receiver itself, once it is known that there is a connection.

@@ -54,10 +54,12 @@ mod encode;
 mod error;
 mod login;
 mod receipts;
+mod request;
 mod sender;
 mod sent;
 
 pub use config::{Login, Mode, NatsOptions, StreamOptions};
 pub use connection::NatsBus;
 pub use receipts::NatsReceipts;
+pub use request::{NatsRequests, NoAnswer};
 pub use sender::NatsSender;

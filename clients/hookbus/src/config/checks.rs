@@ -25,8 +25,20 @@ pub(super) fn check(config: &mut Config, reader: &mut Reader<'_>) {
             "http.token_file has no effect: on TCP this version has only health and metrics, which need no token";
         reader.warn(place, what.into());
     }
+    gate(config, reader);
     same_client_id(config, reader);
     journal(config, reader);
+}
+
+/// Whether the checks of operations can be asked.
+fn gate(config: &Config, reader: &mut Reader<'_>) {
+    let (Some(name), Some(place)) = (&config.ganeti.gate_nats, reader.at("ganeti.gate_nats")) else { return };
+    let is_nats = |bridge: &&BridgeConfig| matches!(bridge.kind, BridgeKind::Nats(_));
+    if !config.bridges.iter().filter(is_nats).any(|bridge| bridge.name == *name) {
+        let what =
+            format!("ganeti.gate_nats: there is no bridge `{name}` of type nats; name one, whose server is asked");
+        reader.error(place, what);
+    }
 }
 
 /// The journal is on as soon as something needs it. Who switches it off all the same is told what that costs.

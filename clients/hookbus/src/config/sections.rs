@@ -80,11 +80,13 @@ pub(crate) struct GanetiConfig {
     pub(crate) window: Period,
     /// What the cluster calls this host, which decides where hooks of TYPE ganeti run; the name of the host unless set.
     pub(crate) node: Option<String>,
+    /// The bridge of type nats at whose server checks are asked whether an operation may begin, at `hookbus-gate.<cluster>.<operation>`.
+    pub(crate) gate_nats: Option<String>,
 }
 
 impl Default for GanetiConfig {
     fn default() -> Self {
-        GanetiConfig { window: Period::seconds(60), node: None }
+        GanetiConfig { window: Period::seconds(60), node: None, gate_nats: None }
     }
 }
 

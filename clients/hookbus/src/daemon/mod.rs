@@ -334,7 +334,7 @@ pub(crate) fn start_bridges(state: &Arc<State>, runtime: &Handle) {
     let hooks = hooks_wait_for_journal(&state.config).then(|| start_hooks(state)).flatten();
     let sources = Sources::start(&state.broker, &state.config.sources);
     let state_dir = state.parts.lock().state_dir.clone();
-    let ganeti = Ganeti::start(&state.broker, &state.config.ganeti, state_dir.as_deref());
+    let ganeti = Ganeti::start(state, state_dir.as_deref());
     let mut parts = state.parts.lock();
     parts.ganeti = Some(ganeti);
     if hooks.is_some() {

@@ -1,32 +1,44 @@
 //! The gate: whether an operation may begin.
 //!
-//! Ganeti asks by running its hooks of phase pre: one that fails ends the operation. The hook client asks here and waits. Hooks of TYPE ganeti and PHASE pre say
-//! it by their exit code, as scripts in Ganeti's own directories do: 0 lets it begin, anything else refuses it, and what they wrote is the
-//! reason.
+//! Ganeti asks by running its hooks of phase pre: one that fails ends the operation. The hook client asks here and waits. Asked are
 //!
-//! | what the hooks did | verdict |
+//! - hooks of TYPE ganeti and PHASE pre, which say it by their exit code, as scripts in Ganeti's own directories do: 0 lets it begin, anything else
+//!   refuses it, and what they wrote is the reason. A hook with RETRIES answers with its last attempt;
+//! - whoever subscribes on NATS to `hookbus-gate.<cluster>.<operation>`, where `[ganeti] gate_nats` names a bridge whose server that is. The question is the event as a
+//!   CloudEvent, the answer `{"verdict": "allow" or "deny", "reason": "..."}`.
+//!
+//! | what they said | verdict |
 //! | --- | --- |
-//! | one has exited with another code than 0, or was killed | `deny`, at once |
-//! | all have exited with 0 | `allow` |
-//! | there is none; or one of them could not be started, exceeded its TIMEOUT, or hasn't ended in time | `none`: `gate_default` of the client decides |
+//! | one says no | `deny`, at once |
+//! | all say yes | `allow` |
+//! | there is none; or one of them could not be started, exceeded its TIMEOUT, made no sense, or hasn't answered in time | `none`: `gate_default` of the client decides |
 //!
-//! So a check that doesn't answer never counts as a yes. A hook with RETRIES answers with its last attempt.
+//! So a check that doesn't answer never counts as a yes.
 //!
 //! # Bounds
 //!
 //! What hooks have said is kept for the newest 1,000 operations: a run may end before somebody asks, and the same operation may be asked for twice.
 
 use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hookbus_bridges::ganeti::Phase;
-use hookbus_broker::Offset;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use hookbus_bridges::cloudevents::Encoder;
+use hookbus_bridges::delivery::EventName;
+use hookbus_bridges::ganeti::{Phase, Report};
+use hookbus_bridges::nats::NatsRequests;
+use hookbus_broker::{EventId, Offset, Received};
 use hookbus_hem::{Ending, Kept, Record, Recorder, Trigger};
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
+
+use crate::config::{BridgeKind, Config};
+use crate::daemon::buses;
 
 /// For how many operations it is kept what hooks said.
 const KEPT: usize = 1000;
@@ -35,6 +47,8 @@ const USUAL: Duration = Duration::from_secs(5);
 const MOST: Duration = Duration::from_secs(60);
 /// What the answer needs on its way back.
 const ON_THE_WAY: Duration = Duration::from_millis(200);
+/// The longest subject.
+const SUBJECT_BYTES: usize = 1024;
 /// What is told of what a check wrote, in characters.
 const REASON_CHARS: usize = 2000;
 
@@ -45,7 +59,7 @@ pub(super) struct Verdict {
     reason: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Word {
     Allow,
@@ -115,12 +129,93 @@ pub(super) fn time_for(patience: Option<Duration>) -> Duration {
     patience.unwrap_or(USUAL).min(MOST).saturating_sub(ON_THE_WAY)
 }
 
+/// The checks beside hooks.
+#[derive(Debug)]
+pub(super) struct Checks {
+    nats: Option<NatsRequests>,
+    encoder: Encoder,
+}
+
+impl Checks {
+    /// Those that the configuration names; `host` is this one.
+    pub(super) fn new(config: &Config, encoder: &Encoder, host: &str) -> Self {
+        let named = |name: &String| config.bridges.iter().find(|bridge| bridge.name == *name);
+        let nats = config.ganeti.gate_nats.as_ref().and_then(named).and_then(|bridge| match &bridge.kind {
+            BridgeKind::Nats(nats) => Some(NatsRequests::new(buses::nats(bridge, nats, host))),
+            // As the configuration was told.
+            _ => None,
+        });
+        Checks { nats, encoder: encoder.clone() }
+    }
+
+    /// What all say of an operation: `runs` are those of hooks, `event` is its event, `report` what it was made of.
+    pub(super) async fn ask(
+        &self,
+        verdicts: &Verdicts,
+        runs: Vec<String>,
+        event: EventId,
+        report: &Report,
+        deadline: Instant,
+    ) -> Verdict {
+        let mut asked: FuturesUnordered<Pin<Box<dyn Future<Output = Verdict> + Send + '_>>> = FuturesUnordered::new();
+        if !runs.is_empty() {
+            asked.push(Box::pin(verdicts.of(event.offset, runs, deadline)));
+        }
+        if let Some(nats) = &self.nats {
+            asked.push(Box::pin(self.ask_nats(nats, event, report, deadline)));
+        }
+        let (mut yes, mut unsure) = (Vec::new(), None);
+        while let Some(verdict) = asked.next().await {
+            match verdict.verdict {
+                Word::Deny => return verdict,
+                Word::Allow => yes.push(verdict.reason),
+                Word::None => unsure = unsure.or(Some(verdict.reason)),
+            }
+        }
+        match unsure {
+            Some(reason) => Verdict { verdict: Word::None, reason },
+            None if yes.is_empty() => {
+                Verdict { verdict: Word::None, reason: "there is no check for this operation".into() }
+            }
+            None => Verdict { verdict: Word::Allow, reason: yes.join("; ") },
+        }
+    }
+
+    async fn ask_nats(&self, nats: &NatsRequests, event: EventId, report: &Report, deadline: Instant) -> Verdict {
+        let parts = ["hookbus-gate", report.run.cluster(), report.run.hooks_path()];
+        let subject = EventName::of_parts(parts).address('.', SUBJECT_BYTES);
+        let question = self.encoder.structured(&Received::restored(event, report.message()), None);
+        let patience = deadline.saturating_duration_since(Instant::now());
+        match nats.ask(&subject, question, patience).await {
+            Ok(answer) => Verdict::read(&answer, &subject),
+            Err(e) => Verdict { verdict: Word::None, reason: e.to_string() },
+        }
+    }
+}
+
+impl Verdict {
+    /// What a check has answered at that place.
+    fn read(answer: &[u8], place: &str) -> Self {
+        #[derive(Deserialize)]
+        struct Answer {
+            verdict: Word,
+            #[serde(default)]
+            reason: String,
+        }
+        match serde_json::from_slice::<Answer>(answer) {
+            Ok(Answer { verdict, reason }) => {
+                let reason: String = reason.chars().take(REASON_CHARS).collect();
+                let reason = if reason.is_empty() { place.to_owned() } else { format!("{place}: {reason}") };
+                Verdict { verdict, reason }
+            }
+            Err(e) => Verdict { verdict: Word::None, reason: format!("{place} has given no verdict: {e}") },
+        }
+    }
+}
+
 impl Verdicts {
     /// What these runs say of an operation, by the deadline.
-    pub(super) async fn of(&self, event: Offset, runs: Vec<String>, deadline: Instant) -> Verdict {
-        if runs.is_empty() {
-            return Verdict { verdict: Word::None, reason: "no hook of PHASE pre is for this operation".into() };
-        }
+    async fn of(&self, event: Offset, runs: Vec<String>, deadline: Instant) -> Verdict {
         let mut news = self.news.subscribe();
         loop {
             news.mark_unchanged();
@@ -189,6 +284,17 @@ mod tests {
         assert_eq!(verdict(&[("a", Said::Yes), ("b", Said::Yes)], &["a", "b"]).unwrap().0, Word::Allow);
         let unsure = verdict(&[("a", Said::Yes), ("b", Said::Nothing("late".into()))], &["a", "b"]);
         assert_eq!(unsure, Some((Word::None, "b: late".into())));
+    }
+
+    #[test]
+    fn answers_of_others_are_read() {
+        let read = |answer: &str| Verdict::read(answer.as_bytes(), "at");
+        let deny = Verdict { verdict: Word::Deny, reason: "at: no".into() };
+        assert_eq!(read(r#"{"verdict":"deny","reason":"no","more":1}"#), deny);
+        assert_eq!(read(r#"{"verdict":"allow"}"#), Verdict { verdict: Word::Allow, reason: "at".into() });
+        for nonsense in ["", "yes", r#"{"verdict":"maybe"}"#] {
+            assert_eq!(read(nonsense).verdict, Word::None, "{nonsense}");
+        }
     }
 
     #[test]

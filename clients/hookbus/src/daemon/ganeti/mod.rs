@@ -29,15 +29,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hookbus_bridges::ganeti::Report;
-use hookbus_broker::{Broker, Offset};
+use hookbus_broker::Offset;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use self::gate::Checks;
 pub(super) use self::gate::Verdicts;
 use self::intake::{Asked, Intake};
 pub(super) use self::routes::routes;
-use crate::config::GanetiConfig;
+use super::State;
 
 /// How many requests wait for the intake; beyond that they wait at their connections.
 const QUEUED: usize = 256;
@@ -46,6 +47,7 @@ const QUEUED: usize = 256;
 pub(crate) struct Ganeti {
     asked: mpsc::Sender<Asked>,
     counters: Arc<Counters>,
+    checks: Arc<Checks>,
     task: JoinHandle<()>,
 }
 
@@ -68,17 +70,24 @@ pub(super) struct Counters {
 
 impl Ganeti {
     /// Takes reports from now on. It blocks: the memory is a file in `state_dir`, and what is missing in it is read from the journal.
-    pub(super) fn start(broker: &Broker, config: &GanetiConfig, state_dir: Option<&Path>) -> Self {
+    pub(super) fn start(state: &State, state_dir: Option<&Path>) -> Self {
         let counters = Arc::new(Counters::default());
         let (asked, queue) = mpsc::channel(QUEUED);
-        let intake = Intake::new(broker.clone(), config.window.duration(), state_dir, Arc::clone(&counters));
+        let window = state.config.ganeti.window.duration();
+        let intake = Intake::new(state.broker.clone(), window, state_dir, Arc::clone(&counters));
         let task = tokio::spawn(intake.run(queue));
-        Ganeti { asked, counters, task }
+        let checks = Arc::new(Checks::new(&state.config, &state.encoder, &state.host));
+        Ganeti { asked, counters, checks, task }
     }
 
     /// The way in for reports.
     pub(super) fn entrance(&self) -> Entrance {
         Entrance { asked: self.asked.clone(), counters: Arc::clone(&self.counters) }
+    }
+
+    /// Who is asked, beside hooks, whether an operation may begin.
+    fn checks(&self) -> Arc<Checks> {
+        Arc::clone(&self.checks)
     }
 
     /// For listings.

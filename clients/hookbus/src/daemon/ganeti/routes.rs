@@ -10,6 +10,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 use hookbus_bridges::ganeti::Report;
 use hookbus_bridges::http::Problem;
+use hookbus_broker::EventId;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -70,12 +71,14 @@ async fn gate(Shared(state): Shared<Arc<State>>, headers: HeaderMap, body: Bytes
     let report = Report::parse(&body).map_err(|e| Problem::bad_request(e.to_string()))?;
     let hooks = state.parts.lock().hooks.clone();
     let runs = hooks.map(|hooks| hooks.ganeti_runs(&report.message())).unwrap_or_default();
-    let taken = entrance(&state)?.take(vec![report]).await;
+    let taken = entrance(&state)?.take(vec![report.clone()]).await;
     let offsets = taken.map_err(|why| Problem::unavailable(why, RETRY_AFTER_SECONDS))?;
-    let Some(&event) = offsets.first() else {
-        return Err(Problem::unavailable("it was not taken", RETRY_AFTER_SECONDS));
+    let checks = state.parts.lock().ganeti.as_ref().map(super::Ganeti::checks);
+    let (Some(&offset), Some(checks)) = (offsets.first(), checks) else {
+        return Err(Problem::unavailable("hookbus is about to end", RETRY_AFTER_SECONDS));
     };
-    let verdict = state.verdicts.of(event, runs, deadline).await;
+    let event = EventId { log: state.broker.log_id(), offset };
+    let verdict = checks.ask(&state.verdicts, runs, event, &report, deadline).await;
     Ok(Json(serde_json::to_value(verdict).unwrap_or_default()))
 }
 
