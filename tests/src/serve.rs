@@ -230,8 +230,8 @@ impl Home {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
         head.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
-        stream.write_all(head.as_bytes())?;
-        stream.write_all(body)?;
+        // At once: who is refused for the head is hung up on, and couldn't write the body.
+        stream.write_all(&[head.as_bytes(), body].concat())?;
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes)?;
         Ok(Answer::parse(&bytes))
