@@ -4,6 +4,8 @@
 //! hookbus runs as, root, and members of one group that the configuration names. The permissions of the socket file keep out
 //! most others already; this is asked all the same, since a file's mode can be changed by accident and a socket made by
 //! systemd has whatever mode its unit says.
+//!
+//! On TCP each route says what it needs ([`Right`](super::Right)).
 
 use std::ffi::CString;
 
@@ -28,8 +30,11 @@ pub enum Caller {
         /// Its user.
         uid: u32,
     },
-    /// Somebody on TCP, who may see health and metrics.
-    Anonymous,
+    /// Somebody on TCP. What they may do depends on what they show.
+    Remote {
+        /// Whether they have shown a certificate of the authority for clients, which lets do everything.
+        certified: bool,
+    },
 }
 
 impl Access {

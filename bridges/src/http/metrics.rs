@@ -25,6 +25,7 @@ use super::routes::Shared;
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     requests: Family<Code, Counter<u64, AtomicU64>>,
+    tls_failures: Counter<u64, AtomicU64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -37,11 +38,18 @@ impl Metrics {
         self.requests.get_or_create(&Code { code: status.as_u16() }).inc();
     }
 
+    /// A connection came to nothing because TLS did.
+    pub(crate) fn count_tls_failure(&self) {
+        self.tls_failures.inc();
+    }
+
     /// Everything, in the text format of OpenMetrics.
     pub(crate) fn text(&self, shared: &Arc<Shared>) -> Result<String, fmt::Error> {
         // What the broker and the daemon count is read when somebody asks.
         let mut registry = Registry::default();
         registry.register("hookbus_http_requests", "HTTP requests answered", self.requests.clone());
+        let failures = self.tls_failures.clone();
+        registry.register("hookbus_http_tls_failures", "HTTP connections whose TLS handshake failed", failures);
         registry.register_collector(Box::new(Now(Arc::clone(shared))));
         let mut text = String::new();
         text::encode(&mut text, &registry)?;

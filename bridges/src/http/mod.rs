@@ -1,7 +1,10 @@
 //! HTTP: publish events, follow them, look at the daemon; the server and its client.
 //!
 //! A script has curl, so this is how it talks to hookbus. The server listens on a Unix socket, where the kernel says who
-//! asks, and on TCP, where it serves what may be seen by anybody who can reach the port.
+//! asks, and on TCP, with TLS if it has a certificate, where a token or a client's certificate says what may be asked for (`rights.rs`).
+//!
+//! All routes stand in one table, the daemon's own behind the server's (`endpoints.rs`); it says what each needs, and the
+//! description of them all is made of it.
 //!
 //! | request | answer |
 //! | --- | --- |
@@ -10,6 +13,7 @@
 //! | `GET /v1/status` | the daemon in one JSON object |
 //! | `GET /healthz`, `/readyz` | 200 while it lives; 200 when it takes events in, else 503 and why |
 //! | `GET /metrics` | Prometheus |
+//! | `GET /api/openapi.json` | all routes, described |
 //!
 //! Every error is a problem object (RFC 9457) whose `detail` says what was wrong and what to do.
 //!
@@ -35,35 +39,47 @@
 //!
 //! # Guarantees
 //!
-//! - **Publishing**: 202 means that all subscribers have the event in their queues, or are told that they have not. It waits for a
+//! - **Publishing**: 202 means that all subscribers have the event in their queues, or are told that they have not; and where there is a
+//!   journal, that it has the event. It waits for a
 //!   subscriber that blocks and is full up to 5 s; then the answer is 503 with `Retry-After`, and nobody has the event. Of a
 //!   batch, events are published in order, and the answer says how many were, also when that is not all. A client whose
 //!   connection breaks before the answer doesn't know, and may publish twice when it tries again: consumers see the same `id` and
 //!   `source`.
 //! - **Following**: events in the broker's order, each once; losses only at the high-water mark and while away, told as above.
 //! - **Memory**: a body has a limit, and all bodies on their way have one together; connections have one. A request that is slow to
-//!   arrive is ended.
+//!   arrive is ended, and so is a handshake.
+//! - **Secrets**: no token is in a log or an answer; tokens and certificates are taken from their files as these change.
 //!
 //! # What is absent on purpose
 //!
-//! HTTP/2: everything here is local. TLS and tokens are not there yet, so TCP has `/healthz`, `/readyz` and `/metrics` only.
+//! HTTP/2: who speaks HTTP here is a script, and one request at a time is what it does. CORS: no page of another origin has any business here.
 
 mod access;
 mod body;
 mod client;
 mod encodings;
+mod endpoints;
 mod follow;
 mod metrics;
+mod openapi;
 mod past;
 mod problem;
 mod publish;
 mod query;
+mod renewed;
+mod rights;
 mod routes;
+mod secure;
 mod server;
+mod tokens;
 
 pub use access::{Access, Caller};
 pub use client::{Client, ClientError, Following, ServerEvent};
+pub use endpoints::{Content, Endpoint, Endpoints, JSON, Kind};
 pub use metrics::{DescriptorEncoder, encode_counter, encode_gauge};
 pub use problem::Problem;
+pub use rights::Right;
 pub use routes::Daemon;
+pub use secure::ServerTls;
 pub use server::{Server, ServerOptions};
+pub use tokens::{TokenFiles, check_token_file};

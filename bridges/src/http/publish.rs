@@ -1,6 +1,7 @@
 //! `POST /v1/events`.
 //!
-//! The whole body is read and checked before anything of it is published, so an error in it means that nobody has got anything.
+//! The whole body is read and checked before anything of it is published, so an error in it means that nobody has got anything. Where there is
+//! a journal, the answer waits until that has it; where there is to be one that isn't open yet, nothing is published before it is.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,6 +24,8 @@ use crate::cloudevents::{self, DecodeError, Incoming};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What a client that was refused is asked to wait.
 const RETRY_AFTER_SECONDS: u32 = 5;
+/// How often it is looked whether the journal is open. It takes moments, once in the life of a driver.
+const LOOK_FOR_JOURNAL: Duration = Duration::from_millis(20);
 /// How long a body may pause on its way.
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -44,6 +47,7 @@ pub(crate) async fn publish(
         return Err(ending());
     }
     let deadline = Instant::now() + PATIENCE;
+    until_journal(|| shared.daemon.awaits_journal(), deadline).await?;
     let mut accepted = Vec::with_capacity(decoded.len());
     let total = decoded.len();
     let mut last = None;
@@ -110,6 +114,19 @@ async fn one(broker: &Broker, event: Incoming, deadline: Instant) -> Result<(Off
     }
 }
 
+/// Waits for the journal that is to be there: what is published before it is open is in memory alone.
+async fn until_journal(is_awaited: impl Fn() -> bool, deadline: Instant) -> Result<(), Problem> {
+    while is_awaited() {
+        if Instant::now() >= deadline {
+            let detail = "the journal is not open yet, and without it nobody could say that the event is safe; nothing was published, try again. \
+                          What keeps it from being opened is in the log";
+            return Err(Problem::unavailable(detail, RETRY_AFTER_SECONDS));
+        }
+        tokio::time::sleep(LOOK_FOR_JOURNAL).await;
+    }
+    Ok(())
+}
+
 /// It was published, and the disk doesn't take it: whoever follows from memory has it, and nobody knows whether it would survive.
 fn not_journaled(broker: &Broker) -> Problem {
     let reason =
@@ -146,4 +163,30 @@ fn full(broker: &Broker) -> String {
 fn refused(error: &DecodeError) -> Problem {
     let status = StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::BAD_REQUEST);
     Problem::new(status, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_published_before_the_journal_is_open() {
+        let looks = Cell::new(0);
+        let opens_at = |look| {
+            looks.set(0);
+            let looks = &looks;
+            move || {
+                looks.set(looks.get() + 1);
+                looks.get() < look
+            }
+        };
+        let deadline = || Instant::now() + PATIENCE;
+        assert!(until_journal(opens_at(1), deadline()).await.is_ok());
+        assert_eq!(looks.get(), 1);
+        assert!(until_journal(opens_at(100), deadline()).await.is_ok(), "it is waited for");
+        let refused = until_journal(opens_at(usize::MAX), deadline()).await.expect_err("not for ever");
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
 }

@@ -1,12 +1,17 @@
 //! Listening, serving connections within bounds, and ending in order.
 //!
 //! A connection is a task. There is a bound on their number, further ones are closed at once; a request's head has to arrive in
-//! time, so that a connection that says nothing doesn't keep its place. At the end nothing new is accepted, requests under way are
+//! time, so that a connection that says nothing doesn't keep its place; and before it, on TCP with TLS, the handshake, which takes place in
+//! the connection's task and disturbs nobody. On TCP connections have few places of their own until somebody has shown a token or a
+//! certificate; then they count among those of the socket. So strangers can't take the places of those who are known, and health can be asked
+//! when followers have taken all of theirs. At the end nothing new is accepted, requests under way are
 //! answered, followers get what is queued for them, all until a deadline; then what is left is closed.
 
+use std::future::Future;
 use std::io;
-use std::net::TcpListener;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,22 +26,29 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::server::TlsStream;
 use tower::Service;
 
 use super::access::{Access, Caller};
 use super::body::BodyBudget;
 use super::encodings::Encodings;
+use super::endpoints::Endpoints;
 use super::metrics::Metrics;
+use super::openapi;
 use super::routes::{self, Daemon, Followers, Peer, Shared};
+use super::secure::{Certificates, ServerTls};
+use super::tokens::{TokenFiles, Tokens};
 use crate::cloudevents::Encoder;
 
 /// How long the head of a request may take to arrive.
 const HEAD_PATIENCE: Duration = Duration::from_secs(30);
-/// How many connections there may be over TCP, where nobody stays. They have places of their own, so that health can be asked when
-/// followers have taken all others.
+/// How long a TLS handshake may take.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
+/// How many connections there may be over TCP of which it isn't known whose they are.
 const TCP_CONNECTIONS: usize = 100;
 /// What a connection may hold of answers that its client doesn't take; beyond that nothing more is made.
 const WRITE_BUFFER_BYTES: usize = 64 << 10;
@@ -51,13 +63,25 @@ const BODIES: usize = 4;
 pub struct ServerOptions {
     /// The largest body of a request, in bytes. 64 MiB unless set.
     pub body_limit_bytes: usize,
-    /// How many connections there may be on Unix sockets. 2,000 unless set.
+    /// How many connections there may be on Unix sockets, and on TCP of those who have shown who they are. 2,000 unless set.
     pub max_connections: usize,
+    /// The files with the tokens for TCP. None unless set.
+    pub tokens: TokenFiles,
+    /// What makes TLS of TCP. Nothing unless set: then it is plain.
+    pub tls: Option<ServerTls>,
+    /// The names that TCP is asked by, besides `localhost` and the addresses that it listens at.
+    pub hosts: Vec<String>,
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        ServerOptions { body_limit_bytes: 64 << 20, max_connections: 2_000 }
+        ServerOptions {
+            body_limit_bytes: 64 << 20,
+            max_connections: 2_000,
+            tokens: TokenFiles::default(),
+            tls: None,
+            hosts: Vec::new(),
+        }
     }
 }
 
@@ -75,13 +99,34 @@ impl ServerOptions {
         self.max_connections = connections;
         self
     }
+
+    /// Sets the files with tokens.
+    #[must_use]
+    pub fn tokens(mut self, files: TokenFiles) -> Self {
+        self.tokens = files;
+        self
+    }
+
+    /// Sets what makes TLS of TCP.
+    #[must_use]
+    pub fn tls(mut self, tls: Option<ServerTls>) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// Sets the names that TCP is asked by.
+    #[must_use]
+    pub fn hosts(mut self, hosts: Vec<String>) -> Self {
+        self.hosts = hosts;
+        self
+    }
 }
 
 /// An HTTP server over a broker, for any number of listeners.
 pub struct Server {
     shared: Arc<Shared>,
-    more: Router,
-    places: Arc<Semaphore>,
+    router: Router,
+    certificates: Option<Arc<Certificates>>,
     tcp_places: Arc<Semaphore>,
     tasks: Mutex<JoinSet<()>>,
     /// Becomes true when it ends.
@@ -95,16 +140,18 @@ impl std::fmt::Debug for Server {
 }
 
 impl Server {
-    /// A server that doesn't listen yet. `more` are routes that the daemon adds for local callers.
+    /// A server that doesn't listen yet. `more` are endpoints that the daemon adds. Tokens and certificates are read, which blocks; what is
+    /// wrong with them is logged, and they are read again.
     pub fn new(
         broker: Broker,
         encoder: Encoder,
         daemon: Arc<dyn Daemon>,
-        more: Router,
+        more: Endpoints,
         options: ServerOptions,
     ) -> Server {
-        let places = Arc::new(Semaphore::new(options.max_connections));
-        let shared = Shared {
+        let own = routes::endpoints();
+        let facts = || own.facts().chain(more.facts());
+        let shared = Arc::new(Shared {
             broker,
             encoder,
             budget: BodyBudget::new(options.body_limit_bytes.saturating_mul(BODIES)),
@@ -113,12 +160,20 @@ impl Server {
             daemon,
             metrics: Metrics::default(),
             closing: AtomicBool::new(false),
+            tokens: Tokens::open(options.tokens.clone()),
+            certified_clients: options.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some()),
+            listening: Mutex::default(),
+            places: Arc::new(Semaphore::new(options.max_connections)),
+            description: format!("{}\n", openapi::document(facts())).into(),
+            paths: routes::short_paths(facts()),
             options,
-        };
+        });
+        let certificates = shared.options.tls.clone().map(|tls| Arc::new(Certificates::open(tls)));
+        let router = routes::router(own.with_state(Arc::clone(&shared)).and(more), &shared);
         Server {
-            shared: Arc::new(shared),
-            more,
-            places,
+            shared,
+            router,
+            certificates,
             tcp_places: Arc::new(Semaphore::new(TCP_CONNECTIONS)),
             tasks: Mutex::default(),
             ending: watch::Sender::new(false),
@@ -132,39 +187,64 @@ impl Server {
     pub fn serve_unix(&self, listener: UnixListener, access: Access) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::UnixListener::from_std(listener)?;
-        let local = routes::local(&self.shared, self.more.clone());
+        let router = self.router.clone();
         let accept = async move || {
             let (stream, _) = listener.accept().await?;
             let peer = Peer::local(&stream.peer_cred()?, &access);
             let router = match peer.caller {
                 Caller::Stranger { uid } => routes::stranger(&access, uid),
-                _ => local.clone(),
+                _ => router.clone(),
             };
-            Ok((stream, peer, router))
+            Ok((Box::pin(std::future::ready(Some((stream, peer)))) as Arrival<_>, router))
         };
-        self.tasks.lock().spawn(listen(Arc::clone(&self.places), self.ending.subscribe(), accept));
+        let places = Arc::clone(&self.shared.places);
+        self.tasks.lock().spawn(listen(places, self.ending.subscribe(), accept));
         Ok(())
     }
 
-    /// Serves health and metrics on a TCP socket from now on, in tasks of the current tokio runtime.
+    /// Serves a TCP socket from now on, in tasks of the current tokio runtime; with TLS, if there are certificates.
     ///
     /// # Errors
     /// When the listener can't be given to the runtime.
     pub fn serve_tcp(&self, listener: TcpListener) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let router = routes::anonymous(&self.shared);
-        let accept = async move || {
-            let (stream, address) = listener.accept().await?;
-            Ok((stream, Peer::remote(address), router.clone()))
+        self.shared.listening.lock().push(listener.local_addr()?.ip());
+        let (places, ending) = (Arc::clone(&self.tcp_places), self.ending.subscribe());
+        let router = self.router.clone();
+        let Some(certificates) = self.certificates.clone() else {
+            let accept = async move || {
+                let (stream, address) = accepted(&listener).await?;
+                let peer = Peer::remote(address, local_ip(&stream), false);
+                Ok((Box::pin(std::future::ready(Some((stream, peer)))) as Arrival<_>, router.clone()))
+            };
+            self.tasks.lock().spawn(listen(places, ending, accept));
+            return Ok(());
         };
-        self.tasks.lock().spawn(listen(Arc::clone(&self.tcp_places), self.ending.subscribe(), accept));
+        let shared = Arc::clone(&self.shared);
+        let accept = async move || {
+            let (stream, address) = accepted(&listener).await?;
+            let (certificates, shared) = (Arc::clone(&certificates), Arc::clone(&shared));
+            let secured = async move {
+                match secured(stream, &certificates).await {
+                    Ok((stream, local, certified)) => Some((stream, Peer::remote(address, local, certified))),
+                    Err(e) => {
+                        // Whoever can reach the port can make these, as many as they like.
+                        tracing::debug!(peer = %address, "HTTP: no connection with TLS: {e}");
+                        shared.metrics.count_tls_failure();
+                        None
+                    }
+                }
+            };
+            Ok((Box::pin(secured) as Arrival<_>, router.clone()))
+        };
+        self.tasks.lock().spawn(listen(places, ending, accept));
         Ok(())
     }
 
-    /// How many connections there are on Unix sockets.
+    /// How many connections there are on Unix sockets, and on TCP of those who have shown who they are.
     pub fn connections(&self) -> usize {
-        self.shared.options.max_connections - self.places.available_permits()
+        self.shared.options.max_connections - self.shared.places.available_permits()
     }
 
     /// Answers 503 to whoever publishes from now on; everything else goes on.
@@ -185,20 +265,51 @@ impl Server {
     }
 }
 
+/// A connection that has come, as soon as it can be spoken on; nothing if nothing comes of it.
+type Arrival<T> = Pin<Box<dyn Future<Output = Option<(T, Peer)>> + Send>>;
+
+async fn accepted(listener: &tokio::net::TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (stream, address) = listener.accept().await?;
+    // Followers want each event at once. Where that can't be set, they wait a little.
+    let _ = stream.set_nodelay(true);
+    Ok((stream, address))
+}
+
+fn local_ip(stream: &TcpStream) -> Option<IpAddr> {
+    stream.local_addr().ok().map(|address| address.ip())
+}
+
+/// The handshake: the stream, the address that it came to, and whether the client has shown a certificate that lets it in.
+async fn secured(
+    stream: TcpStream,
+    certificates: &Certificates,
+) -> io::Result<(TlsStream<TcpStream>, Option<IpAddr>, bool)> {
+    let local = local_ip(&stream);
+    let handshake = async {
+        let acceptor = certificates.acceptor().await;
+        acceptor.ok_or_else(|| io::Error::other("there is no certificate yet"))?.accept(stream).await
+    };
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no handshake within {HANDSHAKE_PATIENCE:?}"));
+    let stream = timeout(HANDSHAKE_PATIENCE, handshake).await.map_err(late)??;
+    // Only those of the authority for clients get this far.
+    let certified = stream.get_ref().1.peer_certificates().is_some_and(|chain| !chain.is_empty());
+    Ok((stream, local, certified))
+}
+
 /// Accepts until the end, then waits for the connections. Ending this future ends them, too.
-async fn listen<S, A>(places: Arc<Semaphore>, mut ending: watch::Receiver<bool>, accept: A)
+async fn listen<T, A>(places: Arc<Semaphore>, mut ending: watch::Receiver<bool>, accept: A)
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    A: AsyncFn() -> io::Result<(S, Peer, Router)>,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: AsyncFn() -> io::Result<(Arrival<T>, Router)>,
 {
     let mut connections = JoinSet::new();
     let mut faults = Faults::default();
     loop {
         tokio::select! {
             accepted = accept() => match accepted {
-                Ok((stream, peer, router)) => match Arc::clone(&places).try_acquire_owned() {
+                Ok((arrival, router)) => match Arc::clone(&places).try_acquire_owned() {
                     Ok(place) => {
-                        connections.spawn(serve(stream, peer, router, place, ending.clone()));
+                        connections.spawn(serve(arrival, router, place, ending.clone()));
                     }
                     Err(_) => faults.tell("a connection was refused: there are too many; [limits] http_connections"),
                 },
@@ -220,15 +331,16 @@ where
     while connections.join_next().await.is_some() {}
 }
 
-async fn serve<S>(
-    stream: S,
-    peer: Peer,
-    router: Router,
-    _place: OwnedSemaphorePermit,
-    mut ending: watch::Receiver<bool>,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+async fn serve<T>(arrival: Arrival<T>, router: Router, place: OwnedSemaphorePermit, mut ending: watch::Receiver<bool>)
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let arrived = tokio::select! {
+        arrived = arrival => arrived,
+        () = end(&mut ending) => return,
+    };
+    let Some((stream, mut peer)) = arrived else { return };
+    let _place = peer.take_place(place);
     let name = peer.name();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
@@ -280,5 +392,59 @@ impl Faults {
         let suppressed = std::mem::take(&mut self.held_back);
         self.last = Some(now);
         tracing::warn!(suppressed, "HTTP: {what}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::Command;
+
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    fn certificates(dir: &Path) -> Certificates {
+        let [cert_file, key_file] = ["cert.pem", "key.pem"].map(|name| dir.join(name));
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
+            .args(["-subj", "/CN=test", "-keyout"])
+            .arg(&key_file)
+            .arg("-out")
+            .arg(&cert_file)
+            .output()
+            .expect("openssl is installed");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        Certificates::open(ServerTls { cert_file, key_file, client_ca_file: None })
+    }
+
+    /// A connection, from both sides.
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, server) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (client.unwrap(), server.unwrap().0)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handshake_that_does_not_come_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let certificates = certificates(dir.path());
+        let (_silent, server) = connected().await;
+        let error = secured(server, &certificates).await.map(drop).expect_err("nothing was said");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+        let (mut talks, server) = connected().await;
+        talks.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let error = secured(server, &certificates).await.map(drop).expect_err("that is no TLS");
+        assert_ne!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+    }
+
+    #[tokio::test]
+    async fn without_a_certificate_a_connection_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let [cert_file, key_file] = ["cert.pem", "key.pem"].map(|name| dir.path().join(name));
+        let none = Certificates::open(ServerTls { cert_file, key_file, client_ca_file: None });
+        let (_client, server) = connected().await;
+        let error = secured(server, &none).await.map(drop).expect_err("there is none");
+        assert!(error.to_string().contains("no certificate yet"), "{error}");
     }
 }

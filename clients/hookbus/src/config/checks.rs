@@ -20,11 +20,7 @@ pub(super) fn check(config: &mut Config, reader: &mut Reader<'_>) {
     hwm_bytes(reader, "zeromq", "zeromq.", config.zeromq.hwm_bytes, max_bytes);
     hwm_bytes(reader, "hooks", "hooks.", config.hooks.hwm_bytes, max_bytes);
     overflow(reader, "hooks", "hooks.", config.hooks.overflow);
-    if let Some(place) = reader.at("http.token_file") {
-        let what =
-            "http.token_file has no effect: on TCP this version has only health and metrics, which need no token";
-        reader.warn(place, what.into());
-    }
+    http(config, reader);
     gate(config, reader);
     same_client_id(config, reader);
     journal(config, reader);
@@ -38,6 +34,59 @@ fn gate(config: &Config, reader: &mut Reader<'_>) {
         let what =
             format!("ganeti.gate_nats: there is no bridge `{name}` of type nats; name one, whose server is asked");
         reader.error(place, what);
+    }
+}
+
+/// What is reachable from other machines has TLS, and what lets somebody in on TCP has an effect there. Where something is wrong about that
+/// nothing is listened at.
+fn http(config: &mut Config, reader: &mut Reader<'_>) {
+    let http = &mut config.http;
+    let mut wrong = false;
+    match (reader.at("http.cert_file"), reader.at("http.key_file")) {
+        (Some(place), None) | (None, Some(place)) => {
+            wrong = true;
+            reader.error(place, "http: cert_file and key_file belong together; the other one is missing".into());
+        }
+        (Some(_), Some(_)) => {}
+        (None, None) => {
+            if let Some(place) = reader.at("http.client_ca_file") {
+                wrong = true;
+                let what =
+                    "http.client_ca_file: clients show certificates with TLS only; set cert_file and key_file, too";
+                reader.error(place, what.into());
+            }
+            for (index, address) in http.listen.iter().enumerate() {
+                let Some(place) = reader.at(&format!("http.listen[{index}]")) else { continue };
+                if !address.ip().to_canonical().is_loopback() {
+                    wrong = true;
+                    let what = format!(
+                        "http.listen: `{address}` is reachable from other machines, which needs TLS: set cert_file and key_file, or listen \
+                         on 127.0.0.1 or [::1]"
+                    );
+                    reader.error(place, what);
+                }
+            }
+        }
+    }
+    if let (Some(place), true) =
+        (reader.at("http.read_token_file"), http.token_file.is_some() && http.read_token_file == http.token_file)
+    {
+        wrong = true;
+        let what = "http.read_token_file: it is token_file, too, whose tokens let do everything; write another file";
+        reader.error(place, what.into());
+    }
+    if reader.at("http.listen").is_none() || http.listen.is_empty() {
+        for key in ["hosts", "token_file", "read_token_file", "cert_file", "key_file", "client_ca_file"] {
+            if let Some(place) = reader.at(&format!("http.{key}")) {
+                let what = format!(
+                    "http.{key} has no effect: listen names no address on TCP, and the socket needs none of this"
+                );
+                reader.warn(place, what);
+            }
+        }
+    }
+    if wrong {
+        http.listen.clear();
     }
 }
 

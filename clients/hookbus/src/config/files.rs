@@ -3,7 +3,11 @@
 //! Only `hookbus config check` looks: a daemon reads them when it needs them, tells what is wrong then, and tries again, since a
 //! certificate may be renewed or a secret put there while it runs.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+
+use hookbus_bridges::http::{ServerTls, check_token_file};
+use hookbus_bridges::tls::TlsError;
 
 use super::bridge::{BridgeConfig, BridgeKind};
 use super::source::SourceKind;
@@ -12,11 +16,14 @@ use super::{Config, Problem, Reading, Severity};
 /// What is wrong with the files and directories that the configuration names, for this user.
 pub(super) fn problems(reading: &Reading, file: &Path) -> Vec<Problem> {
     let Reading { config, places, .. } = reading;
-    let problem = |key: &str, path: &Path, e: &std::io::Error| Problem {
-        severity: Severity::Error,
+    let told = |severity, key: &str, what: String| Problem {
+        severity,
         file: file.into(),
         place: places.get(key).copied(),
-        what: format!("{key}: {} cannot be read: {e}", path.display()),
+        what: format!("{key}: {what}"),
+    };
+    let problem = |key: &str, path: &Path, e: &std::io::Error| {
+        told(Severity::Error, key, format!("{} cannot be read: {e}", path.display()))
     };
     let mut problems = Vec::new();
     for (key, path) in named(config) {
@@ -29,7 +36,59 @@ pub(super) fn problems(reading: &Reading, file: &Path) -> Vec<Problem> {
     {
         problems.push(problem("hooks.dir", dir, &e));
     }
+    for (key, path) in
+        [("http.token_file", &config.http.token_file), ("http.read_token_file", &config.http.read_token_file)]
+    {
+        match path.as_deref().map(check_token_file) {
+            None => {}
+            Some(Err(what)) => problems.push(told(Severity::Error, key, what)),
+            Some(Ok(doubts)) => {
+                problems.extend(doubts.into_iter().map(|what| told(Severity::Warning, key, what)));
+            }
+        }
+    }
+    if let Some(tls) = config.http.tls() {
+        match tls.check() {
+            Ok(()) => {}
+            Err(e) => problems.push(told(Severity::Error, at_fault(&e, &tls), e.to_string())),
+        }
+        if let Some(what) = open_to_all(&tls.key_file) {
+            problems.push(told(Severity::Warning, "http.key_file", what));
+        }
+    }
     problems
+}
+
+/// The key whose file it is about.
+fn at_fault(error: &TlsError, tls: &ServerTls) -> &'static str {
+    match error {
+        TlsError::Unreadable { path, .. } | TlsError::NotPem { path, .. } | TlsError::Empty(path)
+            if *path == tls.key_file =>
+        {
+            "http.key_file"
+        }
+        TlsError::Unreadable { path, .. }
+        | TlsError::NotPem { path, .. }
+        | TlsError::Empty(path)
+        | TlsError::BadAuthority { path, .. }
+            if Some(path) == tls.client_ca_file.as_ref() =>
+        {
+            "http.client_ca_file"
+        }
+        _ => "http.cert_file",
+    }
+}
+
+/// What is said of a key that everybody on this machine can read.
+fn open_to_all(path: &Path) -> Option<String> {
+    let mode = std::fs::metadata(path).ok()?.permissions().mode();
+    (mode & 0o007 != 0).then(|| {
+        let shown = path.display();
+        format!(
+            "{shown} is open to every user of this machine (mode {:o}); take that away: chmod o= {shown}",
+            mode & 0o777
+        )
+    })
 }
 
 /// Opened, not only looked at: who checks as another user than the daemon's should see what that one would.
@@ -81,6 +140,53 @@ fn add(files: &mut Vec<(String, PathBuf)>, who: &str, keys: &[(&str, &Option<Pat
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn told(text: &str) -> Vec<String> {
+        let reading = super::super::read::read(text);
+        let told = problems(&reading, Path::new("f"));
+        told.into_iter().map(|problem| format!("{:?} {problem}", problem.severity)).collect()
+    }
+
+    #[test]
+    fn tokens_and_certificates_are_looked_into() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str, mode| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        put("open", "0123456789abcdef0123\n", 0o644);
+        put("empty", "\n", 0o600);
+        put("cert", "no certificate\n", 0o644);
+        put("key", "no key\n", 0o644);
+        let text = format!(
+            "[http]\nlisten = [\"127.0.0.1:1\"]\ntoken_file = \"{0}/open\"\nread_token_file = \"{0}/empty\"\ncert_file = \"{0}/cert\"\nkey_file = \
+             \"{0}/key\"\nclient_ca_file = \"{0}/none\"\n",
+            dir.path().display()
+        );
+        let said = told(&text);
+        for (said, beginning, contained) in [
+            (&said[0], "Warning f:3:14: http.token_file: ", "(mode 644)"),
+            (&said[1], "Error f:4:19: http.read_token_file: ", "is empty"),
+            (&said[2], "Error f:7:18: http.client_ca_file: ", "No such file"),
+            (&said[3], "Warning f:6:12: http.key_file: ", "(mode 644)"),
+        ] {
+            assert!(said.starts_with(beginning) && said.contains(contained), "{said}");
+        }
+        assert_eq!(said.len(), 4, "{said:?}");
+        put("none", "", 0o600);
+        assert!(
+            told(&text)[2].starts_with("Error f:7:18: http.client_ca_file: there is no certificate in"),
+            "{:?}",
+            told(&text)
+        );
+        let without = text.lines().filter(|line| !line.starts_with("client_ca")).collect::<Vec<_>>().join("\n");
+        assert!(
+            told(&without)[2].starts_with("Error f:5:13: http.cert_file: there is no certificate in"),
+            "{:?}",
+            told(&without)
+        );
+    }
 
     #[test]
     fn files_that_cannot_be_read_are_named() {

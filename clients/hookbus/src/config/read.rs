@@ -103,6 +103,9 @@ impl<'t> Reader<'t> {
                 Ok(_) => {
                     self.told.insert(format!("{path}.{name}"), value.span().start);
                     self.places.insert(format!("{shown}{name}"), place_of(self.text, value.span().start));
+                    for (index, element) in value.get_ref().as_array().into_iter().flatten().enumerate() {
+                        self.told.insert(format!("{path}.{name}[{index}]"), element.span().start);
+                    }
                     self.relative(value, &format!("{shown}{name}"));
                     right.insert(key.clone(), value.clone());
                 }
@@ -334,8 +337,13 @@ mod tests {
             ("[log]\nlevel = \"loud\"", "2:9 Error log.level: unknown variant `loud`, expected one of `error`, `warn`"),
             (
                 "[http]\nlisten = [\"127.0.0.1:1\",\n\"0.0.0.0:2\"]",
-                "3:1 Error http.listen: `0.0.0.0:2` is reachable from other",
+                "3:1 Error http.listen: `0.0.0.0:2` is reachable from other machines, which needs TLS",
             ),
+            (
+                "[http]\nhosts = [\"a.example\",\n\"https://b.example\"]",
+                "3:1 Error http.hosts: `https://b.example` is no name of a host",
+            ),
+            ("[http]\nhosts = [\"*.example\"]", "2:10 Error http.hosts: `*.example` is no name of a host"),
             ("[http]\nlisten = [\"localhost:1\"]", "2:11 Error http.listen: `localhost:1` is no address with a port"),
             ("[hooks]\nconcurrency = 0", "2:15 Error hooks.concurrency: 0 is too little"),
             ("[hooks]\noverflow = \"drop\"", "2:12 Error hooks.overflow: unknown variant `drop`, expected one of"),

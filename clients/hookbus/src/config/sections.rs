@@ -1,8 +1,9 @@
 //! The sections: one documented struct each, with its defaults.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use hookbus_bridges::http::{ServerTls, TokenFiles};
 use hookbus_bridges::zeromq::Endpoint;
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize, Serializer};
@@ -65,11 +66,46 @@ pub(crate) struct HttpConfig {
     pub(crate) socket: Option<PathBuf>,
     /// Whose members may use the socket, besides the daemon's own user and root.
     pub(crate) group: Option<String>,
-    /// TCP addresses with the routes for health and metrics. Loopback only: the rest needs TLS, which comes later.
-    #[serde(deserialize_with = "loopback_addresses")]
+    /// TCP addresses. Those beyond loopback need TLS.
+    #[serde(deserialize_with = "addresses")]
     pub(crate) listen: Vec<SocketAddr>,
-    /// The tokens for the other routes on TCP, in a later version.
+    /// The names that TCP is asked by, besides localhost and the addresses.
+    #[serde(deserialize_with = "hosts")]
+    pub(crate) hosts: Vec<String>,
+    /// A file with tokens, one on a line, that let do everything on TCP.
     pub(crate) token_file: Option<PathBuf>,
+    /// The same for tokens that let follow events and see the status.
+    pub(crate) read_token_file: Option<PathBuf>,
+    /// The server's certificate, and what leads from it to its authority. With it all addresses have TLS.
+    pub(crate) cert_file: Option<PathBuf>,
+    /// The certificate's key.
+    pub(crate) key_file: Option<PathBuf>,
+    /// The authorities whose certificates let a client do everything on TCP.
+    pub(crate) client_ca_file: Option<PathBuf>,
+}
+
+impl HttpConfig {
+    /// The files with tokens.
+    pub(crate) fn tokens(&self) -> TokenFiles {
+        TokenFiles { read: self.read_token_file.clone(), write: self.token_file.clone() }
+    }
+
+    /// What makes TLS of TCP, if something does.
+    pub(crate) fn tls(&self) -> Option<ServerTls> {
+        let (Some(cert_file), Some(key_file)) = (self.cert_file.clone(), self.key_file.clone()) else { return None };
+        Some(ServerTls { cert_file, key_file, client_ca_file: self.client_ca_file.clone() })
+    }
+
+    /// Who can do more on TCP than look at health and metrics, for the log.
+    pub(crate) fn lets_in(&self) -> String {
+        let ways = [
+            (&self.read_token_file, "read tokens"),
+            (&self.token_file, "write tokens"),
+            (&self.client_ca_file, "client certificates"),
+        ];
+        let ways: Vec<_> = ways.iter().filter(|(file, _)| file.is_some()).map(|(_, way)| *way).collect();
+        if ways.is_empty() { "health and metrics".to_owned() } else { ways.join(", ") }
+    }
 }
 
 /// `[ganeti]`: what nodes report of Ganeti's hooks.
@@ -291,28 +327,28 @@ fn as_text<S: Serializer>(endpoint: &Endpoint, serializer: S) -> Result<S::Ok, S
     serializer.collect_str(endpoint)
 }
 
-fn loopback_addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
-    /// One address, with an error of its own, so that its place in the list is known.
-    struct Loopback(SocketAddr);
+/// Each element of a list has an error of its own, so that its place in the list is known.
+fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
+    let all = Vec::<String>::deserialize(deserializer)?;
+    let address = |text: &String| {
+        text.parse().map_err(|_| {
+            D::Error::custom(format!("`{text}` is no address with a port; write \"127.0.0.1:2180\" or \"[::1]:2180\""))
+        })
+    };
+    all.iter().map(address).collect()
+}
 
-    impl<'de> Deserialize<'de> for Loopback {
-        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            let text = String::deserialize(deserializer)?;
-            let address: SocketAddr = text.parse().map_err(|_| {
-                D::Error::custom(format!(
-                    "`{text}` is no address with a port; write \"127.0.0.1:2180\" or \"[::1]:2180\""
-                ))
-            })?;
-            if !address.ip().to_canonical().is_loopback() {
-                return Err(D::Error::custom(format!(
-                    "`{text}` is reachable from other machines, which needs TLS, and this version doesn't have it yet; \
-                     listen on 127.0.0.1 or [::1] and put a proxy in front"
-                )));
-            }
-            Ok(Loopback(address))
-        }
+fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let all = Vec::<String>::deserialize(deserializer)?;
+    let is_name = |text: &&String| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        text.parse::<IpAddr>().is_ok() || (!text.is_empty() && text.chars().all(plain) && !text.ends_with('.'))
+    };
+    match all.iter().find(|text| !is_name(text)) {
+        None => Ok(all),
+        Some(text) => Err(D::Error::custom(format!(
+            "`{}` is no name of a host; write it without scheme, port and wildcards: \"bus.example.com\"",
+            text.escape_debug()
+        ))),
     }
-
-    let addresses = Vec::<Loopback>::deserialize(deserializer)?;
-    Ok(addresses.into_iter().map(|Loopback(address)| address).collect())
 }

@@ -247,7 +247,8 @@ fn what_has_no_effect_is_a_warning() {
     for (text, expected) in [
         ("state_dir = \"state\"", "1:13 Warning state_dir: `state` depends on where a program is started"),
         ("[hooks]\ndir = \"~/hooks\"", "2:7 Warning hooks.dir: `~/hooks` depends on where a program is started"),
-        ("[http]\ntoken_file = \"/t\"", "2:14 Warning http.token_file has no effect"),
+        ("[http]\ntoken_file = \"/t\"", "2:14 Warning http.token_file has no effect: listen names no address"),
+        ("[http]\nlisten = []\nhosts = [\"a\"]", "3:9 Warning http.hosts has no effect: listen names no address"),
         (
             "[hooks]\noverflow = \"block\"",
             "2:12 Warning hooks.overflow: oned can't wait: towards its events `block` acts as",
@@ -275,6 +276,42 @@ fn what_has_no_effect_is_a_warning() {
         assert!(read(text).strict().is_ok(), "{text}");
     }
     assert_eq!(told("[broker]\nmax_bytes = \"64MiB\""), [""; 0], "nobody is warned of a default");
+}
+
+/// What is wrong about who is let in over TCP is told, and nothing is listened at.
+#[test]
+fn tcp_needs_what_belongs_together() {
+    let tls = "cert_file = \"/c\"\nkey_file = \"/k\"\n";
+    for (keys, expected) in [
+        ("listen = [\"[::]:1\"]\n".to_owned(), "2:11 Error http.listen: `[::]:1` is reachable from other machines"),
+        (
+            "listen = [\"127.0.0.1:1\"]\ncert_file = \"/c\"\n".to_owned(),
+            "3:13 Error http: cert_file and key_file belong together",
+        ),
+        (
+            "listen = [\"10.0.0.1:1\"]\nkey_file = \"/k\"\n".to_owned(),
+            "3:12 Error http: cert_file and key_file belong together",
+        ),
+        (
+            "listen = [\"127.0.0.1:1\"]\nclient_ca_file = \"/c\"\n".to_owned(),
+            "3:18 Error http.client_ca_file: clients show certificates with TLS only",
+        ),
+        (
+            format!("listen = [\"0.0.0.0:1\"]\n{tls}token_file = \"/t\"\nread_token_file = \"/t\"\n"),
+            "6:19 Error http.read_token_file: it is token_file, too",
+        ),
+    ] {
+        let text = format!("[http]\n{keys}");
+        let told = told(&text);
+        assert!(matches!(&told[..], [one] if one.starts_with(expected)), "{text}: {told:?}");
+        assert!(read(&text).config.http.listen.is_empty(), "{text}");
+    }
+    let text = format!(
+        "[http]\nlisten = [\"0.0.0.0:1\", \"[::1]:2\"]\n{tls}client_ca_file = \"/a\"\ntoken_file = \"/t\"\nread_token_file = \
+         \"/r\"\nhosts = [\"bus.example.com\", \"192.0.2.1\", \"2001:db8::1\"]\n"
+    );
+    assert_eq!(told(&text), [""; 0]);
+    assert_eq!(read(&text).config.http.listen.len(), 2);
 }
 
 #[test]
@@ -384,6 +421,9 @@ fn the_sample_is_the_default() {
     assert!(config.state_dir.take().is_some());
     assert!(config.http.socket.take().is_some() && config.http.group.take().is_some());
     assert!(config.http.token_file.take().is_some() && !std::mem::take(&mut config.http.listen).is_empty());
+    assert!(config.http.read_token_file.take().is_some() && !std::mem::take(&mut config.http.hosts).is_empty());
+    assert!(config.http.cert_file.take().is_some() && config.http.key_file.take().is_some());
+    assert!(config.http.client_ca_file.take().is_some());
     assert!(config.journal.path.take().is_some() && std::mem::take(&mut config.journal.enabled));
     assert!(config.hooks.dir.take().is_some() && config.hooks.run_if.take().is_some());
     assert!(config.log.file.take().is_some());

@@ -13,8 +13,7 @@ use std::time::{Duration, SystemTime};
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::{Router, routing};
-use hookbus_bridges::http::Problem;
+use hookbus_bridges::http::{Endpoint, Endpoints, Kind, Problem, Right};
 use hookbus_bridges::opennebula::{Input, Item, LineReader, Parser};
 use hookbus_broker::{Broker, Message, Timestamp};
 use hyper_util::rt::TokioIo;
@@ -92,9 +91,14 @@ impl Forwarded {
         Forwarded { shared: Arc::new(shared) }
     }
 
-    /// Its route.
-    pub(crate) fn routes(&self) -> Router {
-        Router::new().route(PATH, routing::get(upgrade)).with_state(self.clone())
+    /// Its route. It is for the socket only: who forwards publishes what only oned may.
+    pub(crate) fn routes(&self) -> Endpoints {
+        Endpoints::new([Endpoint::get(PATH, upgrade, "Becomes the connection of `hookbus hm --forward`")
+            .needs(Right::Socket)
+            .header("upgrade", Kind::OneOf(&[PROTOCOL]), "the protocol that the connection is switched to")
+            .answers_as("", StatusCode::SWITCHING_PROTOCOLS, "the connection is the driver's from here on")
+            .problem(StatusCode::UPGRADE_REQUIRED, "it isn't asked for by a driver that speaks this protocol")])
+        .with_state(self.clone())
     }
 
     pub(crate) fn status(&self) -> ForwardedStatus {

@@ -40,6 +40,8 @@ pub(crate) enum HttpError {
     Group(String),
     #[error("[http] listen: {address}: {error}; is another process using it?")]
     Listen { address: SocketAddr, error: io::Error },
+    #[error("[http] listen: {0} is reachable from other machines, which needs TLS: set cert_file and key_file")]
+    Unsecured(SocketAddr),
     #[error("HTTP: cannot serve: {0}")]
     Runtime(#[from] io::Error),
 }
@@ -54,28 +56,31 @@ impl Http {
         }
         let options = ServerOptions::default()
             .body_limit_bytes(config.limits.http_body_bytes.bytes())
-            .max_connections(config.limits.http_connections);
+            .max_connections(config.limits.http_connections)
+            .tokens(config.http.tokens())
+            .tls(config.http.tls())
+            .hosts(config.http.hosts.clone());
+        let secured = options.tls.is_some();
         let encoder = state.encoder.clone();
         let daemon: Arc<dyn http::Daemon> = Arc::clone(state) as _;
         let server = Server::new(
             state.broker.clone(),
             encoder,
             daemon,
-            state
-                .forwarded
-                .routes()
-                .merge(routes::routes(state))
-                .merge(hooks::routes(state))
-                .merge(ganeti::routes(state)),
+            state.forwarded.routes().and(routes::routes(state)).and(hooks::routes(state)).and(ganeti::routes(state)),
             options,
         );
         // TCP first: the socket's file appears when everything else is there.
         let mut listen = Vec::new();
         for &address in &config.http.listen {
+            if !secured && !address.ip().to_canonical().is_loopback() {
+                return Err(HttpError::Unsecured(address));
+            }
             let listener = TcpListener::bind(address).map_err(|error| HttpError::Listen { address, error })?;
             let address = listener.local_addr()?;
             server.serve_tcp(listener)?;
-            tracing::info!("HTTP: listens at {address} (health and metrics)");
+            let scheme = if secured { "https" } else { "http" };
+            tracing::info!("HTTP: listens at {scheme}://{address} ({})", config.http.lets_in());
             listen.push(address);
         }
         let (socket, socket_path, listener) = match activated {
@@ -129,6 +134,10 @@ impl http::Daemon for State {
 
     fn ready(&self) -> Result<(), String> {
         self.is_ready()
+    }
+
+    fn awaits_journal(&self) -> bool {
+        self.config.journal.enabled && self.broker.journal().is_none()
     }
 
     fn collect(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -13,13 +13,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::{Path, Query, State as Shared};
 use axum::http::StatusCode;
-use axum::routing::{delete, get, post};
-use axum::{Json, Router};
 use hookbus_bridges::cloudevents::encode_key;
 use hookbus_bridges::delivery::{DeadLetter, DeadLetters, DeadLettersError, Which};
-use hookbus_bridges::http::Problem;
+use hookbus_bridges::http::{Endpoint, Endpoints, Kind, Problem};
 use hookbus_broker::JournalError;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -31,16 +30,58 @@ use super::journal::cursors;
 /// The most letters that one answer lists.
 const MAX_LISTED: usize = 10_000;
 
-/// The routes.
-pub(super) fn routes(state: &Arc<State>) -> Router {
-    Router::new()
-        .route("/v1/dlq", get(list))
-        .route("/v1/dlq/{number}", get(show))
-        .route("/v1/dlq/retry", post(retry))
-        .route("/v1/dlq/purge", post(purge))
-        .route("/v1/cursors", get(list_cursors))
-        .route("/v1/cursors/{*name}", delete(delete_cursor))
-        .with_state(Arc::clone(state))
+/// The routes. All need a write token on TCP: letters have what events have, and can be sent again.
+pub(super) fn routes(state: &Arc<State>) -> Endpoints {
+    use StatusCode as S;
+    const NOT_NOW: &str = "the bridges are starting or ending, or the disk doesn't answer";
+    const WHOSE: &str = "the bridge that they belong to, or `hook NAME`";
+    let which = || {
+        json!({
+            "type": "object",
+            "description": "Which letters: one of these",
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": false,
+            "properties": {
+                "numbers": { "type": "array", "items": { "type": "integer", "minimum": 0 } },
+                "bridge": { "type": "string", "description": WHOSE },
+                "all": { "const": true },
+            },
+        })
+    };
+    Endpoints::new([
+        Endpoint::get("/v1/dlq", list, "Lists dead letters, oldest first")
+            .query("bridge", Kind::Text, WHOSE)
+            .query("limit", Kind::Number, "how many at the most; 100 if absent")
+            .answers(S::OK, "`letters`, and how many there are (`total`)")
+            .problem(S::BAD_REQUEST, "a parameter is not known, or can't be read")
+            .problem(S::SERVICE_UNAVAILABLE, NOT_NOW),
+        Endpoint::get("/v1/dlq/{number}", show, "Shows a dead letter")
+            .part("number", Kind::Number, "the letter's number")
+            .answers(S::OK, "the letter, with its event")
+            .problem(S::NOT_FOUND, "there is none with this number")
+            .problem(S::SERVICE_UNAVAILABLE, NOT_NOW),
+        Endpoint::post("/v1/dlq/retry", retry, "Sends dead letters again")
+            .takes_json(which())
+            .answers(S::OK, "how many (`retried`), and what can't be (`under_way`, `without_bridge`, `missing`)")
+            .problem(S::BAD_REQUEST, "it isn't said which letters, or not in JSON")
+            .problem(S::UNPROCESSABLE_ENTITY, "it is JSON, and something else")
+            .problem(S::SERVICE_UNAVAILABLE, NOT_NOW),
+        Endpoint::post("/v1/dlq/purge", purge, "Throws dead letters away")
+            .takes_json(which())
+            .answers(S::OK, "how many (`purged`), and the numbers that nobody has (`missing`)")
+            .problem(S::BAD_REQUEST, "it isn't said which letters, or not in JSON")
+            .problem(S::UNPROCESSABLE_ENTITY, "it is JSON, and something else")
+            .problem(S::SERVICE_UNAVAILABLE, NOT_NOW),
+        Endpoint::get("/v1/cursors", list_cursors, "Lists the cursors of the journal").answers(S::OK, "`cursors`"),
+        Endpoint::delete("/v1/cursors/{*name}", delete_cursor, "Deletes a cursor that is not in use")
+            .part("name", Kind::Text, "the cursor's name, with its slashes as they are: bridge/NAME")
+            .answers(S::OK, "its name (`deleted`)")
+            .problem(S::NOT_FOUND, "there is none with this name, or no journal")
+            .problem(S::CONFLICT, "it is in use")
+            .problem(S::SERVICE_UNAVAILABLE, "the disk doesn't take it"),
+    ])
+    .with_state(Arc::clone(state))
 }
 
 #[derive(Debug, Deserialize)]

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State as Shared};
+use axum::extract::State as Shared;
 use axum::http::{HeaderMap, StatusCode};
-use axum::routing::post;
-use axum::{Json, Router};
 use hookbus_bridges::ganeti::Report;
-use hookbus_bridges::http::Problem;
+use hookbus_bridges::http::{Content, Endpoint, Endpoints, Kind, Problem};
 use hookbus_broker::EventId;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -24,13 +23,27 @@ const RETRY_AFTER_SECONDS: u32 = 5;
 /// How many reports its spool had no room for since it last told.
 const LOST: &str = "hookbus-lost";
 
-/// The routes.
-pub(in crate::daemon) fn routes(state: &Arc<State>) -> Router {
-    Router::new()
-        .route("/v1/ganeti/reports", post(reports))
-        .route("/v1/ganeti/gate", post(gate))
-        .layer(DefaultBodyLimit::max(MOST_BYTES))
-        .with_state(Arc::clone(state))
+/// The routes. They need a write token on TCP, since what they take becomes events that nobody else may publish.
+pub(in crate::daemon) fn routes(state: &Arc<State>) -> Endpoints {
+    use StatusCode as S;
+    const NOT_NOW: &str =
+        "hookbus is starting or about to end, or the journal can't be written; nothing was taken, try again";
+    const TYPES: Content = Content::Types(&["application/x-ndjson", "application/json"]);
+    Endpoints::new([
+        Endpoint::post("/v1/ganeti/reports", reports, "Takes what hooks of Ganeti found, one report on a line")
+            .header(LOST, Kind::Number, "how many reports a spool had no room for")
+            .takes(TYPES)
+            .answers(S::ACCEPTED, "what is new is in the journal, where there is one; `accepted`, `refused`")
+            .problem(S::SERVICE_UNAVAILABLE, NOT_NOW),
+        Endpoint::post("/v1/ganeti/gate", gate, "Takes one report, and answers whether its operation may go on")
+            .header(TIMEOUT, Kind::Number, "how long the one who asks waits, in milliseconds")
+            .takes(TYPES)
+            .answers(S::OK, "`verdict` (allow, deny or none) and `reason`")
+            .problem(S::BAD_REQUEST, "it is no report")
+            .problem(S::SERVICE_UNAVAILABLE, NOT_NOW),
+    ])
+    .body_limit_bytes(MOST_BYTES)
+    .with_state(Arc::clone(state))
 }
 
 async fn reports(

@@ -6,12 +6,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, State as Shared};
+use axum::extract::{Path, Query, State as Shared};
 use axum::http::StatusCode;
-use axum::routing::{get, post};
-use axum::{Json, Router};
-use hookbus_bridges::http::Problem;
+use hookbus_bridges::http::{Content, Endpoint, Endpoints, Kind, Problem};
 use hookbus_broker::Timestamp;
 use hookbus_hem::store::{ExecutionId, HookError, HookKey, HookRef, LogFilter, Store, StoreError, StoredHook};
 use hookbus_hem::template::{self, Template};
@@ -27,20 +26,100 @@ use crate::daemon::routes::{blocking, to_the_end};
 /// The most executions that one answer lists, unless fewer are asked for.
 const MAX_LISTED: usize = 10_000;
 
-/// The routes.
-pub(in crate::daemon) fn routes(state: &Arc<State>) -> Router {
-    Router::new()
-        .route("/v1/hooks", get(list).post(create))
-        .route("/v1/hooks/{hook}", get(show).put(update).delete(remove))
-        .route("/v1/hooks/{hook}/rename", post(rename))
-        .route("/v1/hooks/{hook}/lock", post(lock))
-        .route("/v1/hooks/{hook}/unlock", post(unlock))
-        .route("/v1/hooks/{hook}/test", post(test))
-        .route("/v1/hooks/{hook}/executions/{execution}", get(show_execution))
-        .route("/v1/hooks/{hook}/executions/{execution}/retry", post(retry))
-        .route("/v1/executions", get(log))
-        .layer(DefaultBodyLimit::max(state.config.limits.http_body_bytes.bytes()))
-        .with_state(Arc::clone(state))
+/// What a template is sent as over TCP: no type of its own is known for it, and text is what forms may send, too.
+const TEMPLATE: Content = Content::Types(&["application/octet-stream"]);
+
+/// The routes. All need a write token on TCP: a hook is a command that is run here, and its log has what it printed.
+pub(in crate::daemon) fn routes(state: &Arc<State>) -> Endpoints {
+    use StatusCode as S;
+    const NOT_NOW: &str = "hooks are starting or ending, or their store can't be used";
+    const NO_HOOK: &str = "there is no such hook";
+    const PARAMETER: &str = "a parameter is not known, or can't be read";
+    const FILE: &str = "it is a template file, which can't be changed here";
+    // What all that have a hook in their path agree in.
+    let of_hook = |endpoint: Endpoint<Arc<State>>| {
+        endpoint
+            .part("hook", Kind::Text, "its id or its name; digits are an id")
+            .problem(S::NOT_FOUND, NO_HOOK)
+            .problem(S::SERVICE_UNAVAILABLE, NOT_NOW)
+    };
+    let rename_schema = json!({
+        "type": "object",
+        "required": ["name"],
+        "additionalProperties": false,
+        "properties": { "name": { "type": "string" } },
+    });
+    let test_schema = json!({
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+            "key": { "type": ["string", "null"], "description": "the newest event of the journal whose key begins like this" },
+            "content": { "type": ["string", "null"], "description": "an event of OpenNebula, in base64" },
+            "run": { "type": "boolean", "description": "whether it runs" },
+        },
+    });
+    Endpoints::new([
+        Endpoint::get("/v1/hooks", list, "Lists hooks")
+            .answers(S::OK, "`hooks`")
+            .problem(S::SERVICE_UNAVAILABLE, NOT_NOW),
+        Endpoint::post("/v1/hooks", create, "Creates a hook from a template")
+            .query("import", Kind::Flag, "whether attributes and states that nobody knows are taken over")
+            .query("locked", Kind::Flag, "whether it is locked from the beginning")
+            .takes(TEMPLATE)
+            .answers(S::CREATED, "`id`, `name`, `warnings`")
+            .problem(S::BAD_REQUEST, "the template makes no hook: a line for each mistake")
+            .problem(S::CONFLICT, "the name is taken")
+            .problem(S::SERVICE_UNAVAILABLE, NOT_NOW),
+        of_hook(Endpoint::get("/v1/hooks/{hook}", show, "Shows a hook, and its executions"))
+            .query("full", Kind::Flag, "whether executions have all that is known of them")
+            .answers(S::OK, "the hook")
+            .problem(S::BAD_REQUEST, PARAMETER),
+        of_hook(Endpoint::put("/v1/hooks/{hook}", update, "Updates a hook"))
+            .query("append", Kind::Flag, "whether the body is added to the template, or takes its place")
+            .takes(TEMPLATE)
+            .answers(S::OK, "`id`, `name`, `warnings`")
+            .problem(S::BAD_REQUEST, "the template makes no hook: a line for each mistake")
+            .problem(S::CONFLICT, "it is locked, or a template file"),
+        of_hook(Endpoint::delete("/v1/hooks/{hook}", remove, "Deletes a hook and its log"))
+            .answers(S::OK, "`id`, `name`")
+            .problem(S::CONFLICT, "it is locked, or a template file"),
+        of_hook(Endpoint::post("/v1/hooks/{hook}/rename", rename, "Renames a hook"))
+            .takes_json(rename_schema)
+            .answers(S::OK, "`id`, `name`")
+            .problem(S::BAD_REQUEST, "it can't have this name")
+            .problem(S::UNPROCESSABLE_ENTITY, "it is JSON, and something else")
+            .problem(S::CONFLICT, "the name is taken, the hook is locked, or it is a template file"),
+        of_hook(Endpoint::post("/v1/hooks/{hook}/lock", lock, "Locks a hook"))
+            .answers(S::OK, "`id`, `name`, `locked`")
+            .problem(S::CONFLICT, FILE),
+        of_hook(Endpoint::post("/v1/hooks/{hook}/unlock", unlock, "Unlocks a hook"))
+            .answers(S::OK, "`id`, `name`, `locked`")
+            .problem(S::CONFLICT, FILE),
+        of_hook(Endpoint::post("/v1/hooks/{hook}/test", test, "Shows what a hook would run, or runs it"))
+            .takes_json(test_schema)
+            .answers(S::OK, "what would run, and for which event")
+            .problem(S::BAD_REQUEST, "it isn't JSON")
+            .problem(S::UNPROCESSABLE_ENTITY, "it is JSON, and something else")
+            .problem(S::CONFLICT, "the hook can't be run"),
+        of_hook(Endpoint::get("/v1/hooks/{hook}/executions/{execution}", show_execution, "Shows an execution"))
+            .part("execution", Kind::Number, "its number")
+            .answers(S::OK, "the execution, with its output"),
+        of_hook(Endpoint::post("/v1/hooks/{hook}/executions/{execution}/retry", retry, "Runs an execution again"))
+            .part("execution", Kind::Number, "its number")
+            .answers(S::OK, "`hook`, `execution`"),
+        Endpoint::get("/v1/executions", log, "Lists executions of all hooks, oldest first, without outputs")
+            .query("hook", Kind::Text, "only those of this hook")
+            .query("success", Kind::Flag, "only those that succeeded, or that failed")
+            .query("since_ms", Kind::Number, "not before this time, in milliseconds since 1970")
+            .query("until_ms", Kind::Number, "not after")
+            .query("limit", Kind::Number, "how many at the most, the newest; 10,000 if absent")
+            .answers(S::OK, "`executions`")
+            .problem(S::BAD_REQUEST, PARAMETER)
+            .problem(S::NOT_FOUND, NO_HOOK)
+            .problem(S::SERVICE_UNAVAILABLE, NOT_NOW),
+    ])
+    .body_limit_bytes(state.config.limits.http_body_bytes.bytes())
+    .with_state(Arc::clone(state))
 }
 
 type Answer = Result<Json<Value>, Problem>;
