@@ -50,6 +50,10 @@ const HEAD_PATIENCE: Duration = Duration::from_secs(30);
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 /// How many connections there may be over TCP of which it isn't known whose they are.
 const TCP_CONNECTIONS: usize = 100;
+/// What is told of connections that there is no place for.
+const FULL: &str = "a connection was refused: there are too many; [limits] http_connections";
+const FULL_OF_STRANGERS: &str =
+    "a connection on TCP was refused: there are too many that have shown no token and no certificate yet";
 /// What a connection may hold of answers that its client doesn't take; beyond that nothing more is made.
 const WRITE_BUFFER_BYTES: usize = 64 << 10;
 /// What is kept of encodings for followers of the same events.
@@ -198,7 +202,7 @@ impl Server {
             Ok((Box::pin(std::future::ready(Some((stream, peer)))) as Arrival<_>, router))
         };
         let places = Arc::clone(&self.shared.places);
-        self.tasks.lock().spawn(listen(places, self.ending.subscribe(), accept));
+        self.tasks.lock().spawn(listen(places, FULL, self.ending.subscribe(), accept));
         Ok(())
     }
 
@@ -218,7 +222,7 @@ impl Server {
                 let peer = Peer::remote(address, local_ip(&stream), false);
                 Ok((Box::pin(std::future::ready(Some((stream, peer)))) as Arrival<_>, router.clone()))
             };
-            self.tasks.lock().spawn(listen(places, ending, accept));
+            self.tasks.lock().spawn(listen(places, FULL_OF_STRANGERS, ending, accept));
             return Ok(());
         };
         let shared = Arc::clone(&self.shared);
@@ -238,7 +242,7 @@ impl Server {
             };
             Ok((Box::pin(secured) as Arrival<_>, router.clone()))
         };
-        self.tasks.lock().spawn(listen(places, ending, accept));
+        self.tasks.lock().spawn(listen(places, FULL_OF_STRANGERS, ending, accept));
         Ok(())
     }
 
@@ -297,7 +301,8 @@ async fn secured(
 }
 
 /// Accepts until the end, then waits for the connections. Ending this future ends them, too.
-async fn listen<T, A>(places: Arc<Semaphore>, mut ending: watch::Receiver<bool>, accept: A)
+/// `full` is what is told where there is no place left.
+async fn listen<T, A>(places: Arc<Semaphore>, full: &str, mut ending: watch::Receiver<bool>, accept: A)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: AsyncFn() -> io::Result<(Arrival<T>, Router)>,
@@ -311,7 +316,7 @@ where
                     Ok(place) => {
                         connections.spawn(serve(arrival, router, place, ending.clone()));
                     }
-                    Err(_) => faults.tell("a connection was refused: there are too many; [limits] http_connections"),
+                    Err(_) => faults.tell(full),
                 },
                 Err(e) => {
                     faults.tell(&format!("accepting a connection failed: {e}"));
