@@ -12,7 +12,7 @@ use super::data;
 use crate::cloudevents::ganeti_source;
 
 /// When a hook runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
     /// Before the operation; a script that fails refuses it.
     Pre,

@@ -8,8 +8,8 @@
 //!                                              memory (ganeti.db): which reports were here, of which operation
 //! ```
 //!
-//! The intake (`intake.rs`) is one task: it takes reports in the order in which they come, asks [`Operations`] whether an operation is known, and
-//! publishes those that aren't. `memory.rs` keeps over restarts what is known.
+//! The intake (`intake.rs`) is one task: it takes reports in the order in which they come, finds out which of them tell of an operation that is known, and
+//! publishes the others. `memory.rs` keeps over restarts what is known.
 //!
 //! # What may be lost or repeated
 //!
