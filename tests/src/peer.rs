@@ -134,7 +134,7 @@ impl PeerOptions {
     #[must_use]
     pub fn connect(self, url: &str) -> Peer {
         let file = match self.tool {
-            Tool::Python | Tool::NatsPy => "peer.py",
+            Tool::Python | Tool::NatsPy | Tool::Ganeti => "peer.py",
             Tool::Ruby => "peer.rb",
             Tool::Node => "peer.js",
         };

@@ -18,8 +18,8 @@ use crate::{Deadline, tools, wait_until};
 /// The user `nobody`: an ordinary one, whom every system has.
 const NOBODY: u32 = 65_534;
 
-/// The path of the `hookbus` program, beside which `hookbus-hem` lies; both are built now unless they are up to date: cargo builds a program for the tests of
-/// its own package only, and an old one must not be tested by mistake. It gets the profile and target directory of the
+/// The path of the `hookbus` program, beside which `hookbus-hem` and `hookbus-ganeti-hook` lie; all are built now unless they are up to date: cargo builds a
+/// program for the tests of its own package only, and an old one must not be tested by mistake. It gets the profile and target directory of the
 /// test that asks. `HOOKBUS_BIN` names another one, for instance that of an installed package.
 ///
 /// # Panics
@@ -48,6 +48,8 @@ pub fn hookbus() -> &'static Path {
                 "hookbus",
                 "--package",
                 "hookbus-hem",
+                "--package",
+                "hookbus-ganeti-hook",
                 "--bins",
                 "--profile",
                 profile,

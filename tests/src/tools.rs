@@ -18,6 +18,8 @@ pub enum Tool {
     Node,
     /// `/usr/bin/python3` with nats-py, its own or below `target/python` (put there by `tests/run`).
     NatsPy,
+    /// `/usr/bin/python3` with Ganeti's own library: Debian's package ganeti-3.0, or what is in it below `target/ganeti` (put there by `tests/run`).
+    Ganeti,
 }
 
 impl Tool {
@@ -27,6 +29,7 @@ impl Tool {
             Self::Ruby => "ruby",
             Self::Node => "node",
             Self::NatsPy => "nats-py",
+            Self::Ganeti => "ganeti",
         }
     }
 
@@ -34,7 +37,7 @@ impl Tool {
     #[must_use]
     pub fn command(self) -> Command {
         let mut command = Command::new(match self {
-            Self::Python | Self::NatsPy => "/usr/bin/python3",
+            Self::Python | Self::NatsPy | Self::Ganeti => "/usr/bin/python3",
             Self::Ruby => "/usr/bin/ruby",
             Self::Node => "node",
         });
@@ -45,7 +48,7 @@ impl Tool {
             Self::NatsPy => {
                 command.env("PYTHONPATH", workspace().join("target/python"));
             }
-            Self::Python | Self::Ruby => {}
+            Self::Python | Self::Ruby | Self::Ganeti => {}
         }
         command
     }
@@ -58,11 +61,13 @@ impl Tool {
             eprintln!("left out: HOOKBUS_TESTS_WITHOUT names {}", self.name());
             return false;
         }
+        let ganeti = format!("import sys; sys.path.insert(0, '{}'); import ganeti.backend", ganeti().display());
         let check: &[&str] = match self {
             Self::Python => &["-c", "import zmq, paho.mqtt.client, pika"],
             Self::Ruby => &["-e", "require 'ffi-rzmq'"],
             Self::Node => &["-e", "require('zeromq'); require('mqtt'); require('amqplib')"],
             Self::NatsPy => &["-c", "import nats"],
+            Self::Ganeti => &["-c", &ganeti],
         };
         let found = self.command().args(check).stdin(Stdio::null()).stderr(Stdio::null()).status();
         assert!(
@@ -74,6 +79,14 @@ impl Tool {
         );
         true
     }
+}
+
+/// Where Ganeti's Python library is: installed, or unpacked below `target`.
+#[must_use]
+pub fn ganeti() -> PathBuf {
+    const INSTALLED: &str = "usr/share/ganeti/3.0";
+    let installed = Path::new("/").join(INSTALLED);
+    if installed.exists() { installed } else { workspace().join("target/ganeti").join(INSTALLED) }
 }
 
 /// The root of the workspace.

@@ -11,6 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::cursor::CursorCommand;
 use crate::dlq::DlqCommand;
+use crate::ganeti::GanetiCommand;
 use crate::hm::args::{HmArgs, Words};
 use crate::hook::HookCommand;
 use crate::log::Format;
@@ -88,6 +89,9 @@ enum Command {
     /// Make hookbus OpenNebula's hook driver, or take that back
     #[command(subcommand)]
     One(OneCommand),
+    /// Put hookbus among the hooks of Ganeti on this node, or take that back
+    #[command(subcommand)]
+    Ganeti(GanetiCommand),
     /// Print a completion script for a shell
     ///
     /// For bash, put it where your system looks for them:
@@ -150,6 +154,8 @@ pub(crate) enum Invocation {
     Config(GlobalArgs, ConfigCommand),
     /// Change OpenNebula's configuration.
     One(GlobalArgs, OneCommand),
+    /// Change the hooks of Ganeti on this node.
+    Ganeti(GanetiCommand),
     /// Print this completion script.
     Completions(Vec<u8>),
 }
@@ -180,6 +186,7 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Invocation, clap::Error> {
         Command::Hook(command) => Invocation::Hook(cli.global, command),
         Command::Config(command) => Invocation::Config(cli.global, command),
         Command::One(command) => Invocation::One(cli.global, command),
+        Command::Ganeti(command) => Invocation::Ganeti(command),
         Command::Completions { shell } => Invocation::Completions(completions(shell)),
     })
 }
