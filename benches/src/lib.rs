@@ -13,6 +13,7 @@
 //! - `hm`: oned's driver, from its standard input to ZeroMQ subscribers (feature `libzmq`).
 //! - `buses`: bridges against the client libraries that they use (feature `buses`).
 //! - [`hooks`]: the program `hookbus-hem` against a plain loop that starts the same commands.
+//! - [`ganeti`]: one run of `hookbus-ganeti-hook` against scripts that do the same.
 //! - [`report`]: rounds in, tables and JSON out.
 //! - [`machine`]: where it ran, and what was compared.
 //!
@@ -21,6 +22,7 @@
 #[cfg(feature = "buses")]
 pub mod buses;
 pub mod corpus;
+pub mod ganeti;
 #[cfg(feature = "libzmq")]
 pub mod hm;
 pub mod hooks;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 #[cfg(feature = "buses")]
 use hookbus_benches::buses;
+use hookbus_benches::ganeti;
 #[cfg(feature = "libzmq")]
 use hookbus_benches::hm;
 use hookbus_benches::hooks;
@@ -33,6 +34,9 @@ enum Command {
 
     /// The execution of hooks by `hookbus-hem`, against a plain loop that starts the same commands
     Hooks(Hooks),
+
+    /// One run of `hookbus-ganeti-hook`, against bash with curl, python3, and programs that do nothing
+    Ganeti(Ganeti),
 
     /// oned's driver, from standard input to ZeroMQ subscribers, against a plain loop over libzmq
     #[cfg(feature = "libzmq")]
@@ -110,6 +114,20 @@ struct Hooks {
     /// Single events of a round, for the latency
     #[arg(long, default_value_t = 100)]
     events: usize,
+}
+
+#[derive(Args)]
+struct Ganeti {
+    #[command(flatten)]
+    output: Output,
+
+    /// The program to measure [default: the `hookbus-ganeti-hook` beside this one]
+    #[arg(long, value_name = "PATH")]
+    hook: Option<PathBuf>,
+
+    /// Runs of each contender
+    #[arg(long, default_value_t = 500)]
+    runs: usize,
 }
 
 #[cfg(feature = "buses")]
@@ -206,6 +224,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Inproc(args) => inproc(&args),
         Command::Hooks(args) => hooks(&args),
+        Command::Ganeti(args) => ganeti(&args),
         #[cfg(feature = "buses")]
         Command::Bridges(args) => bridges(&args),
         #[cfg(feature = "libzmq")]
@@ -288,6 +307,14 @@ fn hooks(args: &Hooks) -> Result<(), Box<dyn Error>> {
     };
     let mut report = Report::new();
     hooks::compare(&mut report, &options, progress)?;
+    finish(&report, &args.output)
+}
+
+fn ganeti(args: &Ganeti) -> Result<(), Box<dyn Error>> {
+    let hook = beside(args.hook.as_ref(), "hookbus-ganeti-hook")?;
+    let options = ganeti::Options { hook, runs: if args.output.quick { 3 } else { args.runs } };
+    let mut report = Report::new();
+    ganeti::compare(&mut report, &options, progress)?;
     finish(&report, &args.output)
 }
 
