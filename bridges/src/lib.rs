@@ -14,6 +14,7 @@
 //! | `nats` | `nats` | events to NATS, with JetStream or without |
 //! | `opennebula` | `opennebula` | oned's driver lines, in and out, the keys of its events, and its documents |
 //! | `secret`, `tls` | `tls` | nothing: what secures the connections of buses |
+//! | `webhook` | `webhook` | events as HTTP requests to somebody else's server |
 //! | `zeromq` | `zeromq` | events to ZeroMQ subscribers (PUB), requests of hook executors (REP), and both client sides |
 
 #[cfg(feature = "amqp")]
@@ -36,6 +37,8 @@ pub mod opennebula;
 pub mod secret;
 #[cfg(feature = "tls")]
 pub mod tls;
+#[cfg(feature = "webhook")]
+pub mod webhook;
 #[cfg(feature = "zeromq")]
 pub mod zeromq;
 

@@ -5,25 +5,35 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-/// A secret, or the file that it is in. A file is read each time it is needed, so that a new password counts from the next connection
-/// on. Its `Debug` shows the file's name, and of a text nothing.
+/// A secret, or where it is. A file is read each time it is needed, so that a new password counts from the next connection
+/// on. Its `Debug` shows the name of the file or variable, and of a text nothing.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Secret {
     /// The secret itself.
     Text(Box<str>),
     /// A file with it. White space around it doesn't count.
     File(PathBuf),
+    /// A variable of the environment with it.
+    Variable(Box<str>),
 }
 
 impl Secret {
     /// The secret.
     ///
     /// # Errors
-    /// When its file can't be read, is no text, or is empty. The message names the file.
+    /// When its file can't be read, is no text, or is empty, or when there is no such variable. The message names the file or variable.
     pub fn read(&self) -> io::Result<String> {
         let path = match self {
             Secret::Text(text) => return Ok(text.to_string()),
             Secret::File(path) => path,
+            Secret::Variable(name) => {
+                return match std::env::var(&**name) {
+                    Ok(text) if !text.trim().is_empty() => Ok(text.trim().to_owned()),
+                    Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidData, format!("${name} is empty"))),
+                    // The other error would show the text.
+                    Err(_) => Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no text in ${name}"))),
+                };
+            }
         };
         let named =
             |error: io::Error| io::Error::new(error.kind(), format!("{} can't be read: {error}", path.display()));
@@ -46,6 +56,7 @@ impl fmt::Debug for Secret {
         match self {
             Secret::Text(_) => formatter.write_str("Text(..)"),
             Secret::File(path) => formatter.debug_tuple("File").field(path).finish(),
+            Secret::Variable(name) => formatter.debug_tuple("Variable").field(name).finish(),
         }
     }
 }
@@ -67,5 +78,8 @@ mod tests {
         fs::write(&path, "two\n").unwrap();
         assert_eq!(secret.read().unwrap(), "two");
         assert_eq!(format!("{:?}", Secret::from("hidden")), "Text(..)");
+        assert!(!Secret::Variable("PATH".into()).read().unwrap().is_empty());
+        let missing = Secret::Variable("HOOKBUS_NO_SUCH_VARIABLE".into());
+        assert_eq!(missing.read().unwrap_err().to_string(), "there is no text in $HOOKBUS_NO_SUCH_VARIABLE");
     }
 }

@@ -69,6 +69,8 @@ pub enum Receipt {
     Duplicate(Ticket),
     /// The bus has taken it and nobody is bound for it.
     Unroutable(Ticket),
+    /// It isn't for this bus by a condition of its own, so it was not sent. It counts as done.
+    Filtered(Ticket),
     /// The bus has refused it.
     Rejected(Ticket, Rejection),
     /// The bus asks for silence, for this reason (a memory alarm, say); letters may wait. `None`: it goes on.

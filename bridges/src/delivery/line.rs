@@ -436,6 +436,15 @@ impl<F: Feed> Line<F> {
                 add(&counters.unroutable, 1);
                 self.confirmed(ticket);
             }
+            Receipt::Filtered(ticket) => {
+                // It says nothing about the connection, which may deliver nothing.
+                if let Some(parcel) = self.ledger.confirm(ticket) {
+                    add(&self.shared.counters.filtered, 1);
+                    // Who gets the next letter is told of what was dropped before this one.
+                    self.dropped += parcel.dropped.unwrap_or(0);
+                    self.cemetery.confirmed(parcel.retry);
+                }
+            }
             Receipt::Rejected(ticket, rejection) => self.rejected(ticket, rejection),
             Receipt::Blocked(Some(reason)) => self.silence = Some(reason.into()),
             Receipt::Blocked(None) => {

@@ -108,6 +108,8 @@ counts! {
     duplicates,
     /// Letters that the bus has taken and nobody was bound for.
     unroutable,
+    /// Events that were not sent, because a condition of the bridge says so.
+    filtered,
     /// Events that were dropped before they reached the bridge.
     dropped,
     /// Letters that went without their data because it is too large.

@@ -111,7 +111,7 @@ async fn a_status_says_all() {
         serde_json::json!({
             "name": "b", "kind": "fake", "address": "fake://here", "state": "ready", "since": "2023-11-14T22:14:20.000Z",
             "guarantee": "at-least-once", "lag_events": 0, "lag_seconds": 0.0, "in_flight": 0, "confirmed": 4, "retried": 0,
-            "duplicates": 1, "unroutable": 1, "dropped": 1, "omitted": 0, "dead": 0, "skipped": 0, "connects": 1,
+            "duplicates": 1, "unroutable": 1, "filtered": 0, "dropped": 1, "omitted": 0, "dead": 0, "skipped": 0, "connects": 1,
             "last_error": null
         })
     );

@@ -137,6 +137,7 @@ impl Run<'_> {
                     Receipt::Confirmed(ticket)
                     | Receipt::Duplicate(ticket)
                     | Receipt::Unroutable(ticket)
+                    | Receipt::Filtered(ticket)
                     | Receipt::Rejected(ticket, _) => *ticket,
                 };
                 let at = in_flight.remove(&ticket).expect("a receipt for something that was sent");
@@ -144,6 +145,7 @@ impl Run<'_> {
                     Receipt::Confirmed(_) => self.outcome.confirmed += 1,
                     Receipt::Duplicate(_) => self.outcome.duplicates += 1,
                     Receipt::Unroutable(_) => self.outcome.unroutable.push(at),
+                    Receipt::Filtered(_) => {}
                     Receipt::Rejected(_, Rejection::Transient(_)) => continue, // by the next connection
                     Receipt::Rejected(_, Rejection::Permanent(reason)) => self.outcome.rejected.push((at, reason)),
                     Receipt::Blocked(_) => unreachable!("dealt with above"),

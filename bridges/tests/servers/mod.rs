@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't start its server fails")]
 
 pub mod certificates;
+pub mod http;
 pub mod mosquitto;
 pub mod nats;
 pub mod rabbitmq;
@@ -133,9 +134,13 @@ impl Process {
         self.kill();
     }
 
-    /// SIGSTOP for the whole group: its sockets stay open, and nothing answers.
+    /// SIGSTOP for the whole group: its sockets stay open, and nothing answers. Threads stop one by one, so that of the server itself is waited for.
     pub fn stop(&self) {
         self.signal(Signal::SIGSTOP);
+        wait_until(&format!("{} to stand still", self.name), || match running_threads(self.child.id()) {
+            0 => Ok(()),
+            running => Err(format!("{running} threads run")),
+        });
     }
 
     /// SIGCONT for the whole group.
@@ -146,6 +151,14 @@ impl Process {
     fn signal(&self, signal: Signal) {
         killpg(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
+}
+
+/// How many threads of a process are neither stopped nor gone.
+fn running_threads(id: u32) -> usize {
+    let threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    let state = |stat: &str| stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+    let runs = |stat: String| !matches!(state(&stat), Some('T' | 't' | 'Z' | 'X') | None);
+    threads.filter(|thread| fs::read_to_string(thread.path().join("stat")).is_ok_and(runs)).count()
 }
 
 /// The directory of a server, which its log is in; never one that tests don't make.

@@ -195,6 +195,12 @@ fn bridges(all: &[Value], text: &mut String) {
                 "{DIM}{name}:{DIM:#} {SLOW}{unroutable} were unroutable{SLOW:#}: no queue was bound for them"
             );
         }
+        let filtered = number(&bridge["filtered"]);
+        if filtered > 0 {
+            let (name, filtered) = (string(&bridge["name"]), grouped(filtered));
+            let _ =
+                writeln!(text, "{DIM}{name}: {filtered} were not sent: its condition (`when`) passes them over{DIM:#}");
+        }
     }
 }
 

@@ -2,8 +2,10 @@
 //!
 //! What all of them have in common stands in [`Delivery`] and [`TlsFiles`], what only one has in a struct of its own.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use hookbus_bridges::webhook::{TemplateKind, check_method};
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +20,7 @@ pub(crate) struct BridgeConfig {
     #[serde(flatten)]
     pub(crate) kind: BridgeKind,
     /// Where it is.
+    #[serde(skip_serializing_if = "Url::is_in_a_file")]
     pub(crate) url: Url,
     /// Which events it gets, and how they wait.
     #[serde(flatten)]
@@ -254,20 +257,83 @@ pub(crate) enum Unroutable {
     DeadLetter,
 }
 
-/// `type = "webhook"`
+/// `type = "webhook"`. Of token and user with password there is one at most, and of `body` and `body_file`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub(crate) struct WebhookConfig {
+    /// A file with the URL, where it is secret as a whole; instead of `url`.
+    pub(crate) url_file: Option<PathBuf>,
+    /// The method.
+    #[serde(deserialize_with = "method")]
+    pub(crate) method: String,
+    /// Which events are sent, in jq's language.
+    pub(crate) when: Option<String>,
+    /// The body, a template; the event in its format unless set.
+    pub(crate) body: Option<String>,
+    /// A file with it.
+    pub(crate) body_file: Option<PathBuf>,
+    /// Its media type; JSON unless set.
+    pub(crate) content_type: Option<String>,
+    /// The largest body that is sent.
+    pub(crate) body_max_bytes: ByteSize,
     /// A file with the token that is sent as `Authorization: Bearer`.
     pub(crate) token_file: Option<PathBuf>,
+    /// The user, sent as `Authorization: Basic`, if not named in the URL.
+    pub(crate) user: Option<String>,
+    /// A file with the user's password.
+    pub(crate) password_file: Option<PathBuf>,
     /// How long an answer may take.
     pub(crate) timeout: Period,
+    /// Answers that mean that the server has it, besides 200 to 299.
+    pub(crate) accept_status: Vec<u16>,
+    /// Answers that make an event a dead letter, besides the usual ones.
+    pub(crate) reject_status: Vec<u16>,
+    /// Headers; their values are templates.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) headers: BTreeMap<String, String>,
+    /// What templates know as `secrets.NAME`: the file that it is in, or `env:VARIABLE`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) secrets: BTreeMap<String, String>,
 }
 
 impl Default for WebhookConfig {
     fn default() -> Self {
-        WebhookConfig { token_file: None, timeout: Period::seconds(10) }
+        WebhookConfig {
+            url_file: None,
+            method: "POST".into(),
+            when: None,
+            body: None,
+            body_file: None,
+            content_type: None,
+            body_max_bytes: ByteSize::mib(1),
+            token_file: None,
+            user: None,
+            password_file: None,
+            timeout: Period::seconds(10),
+            accept_status: Vec::new(),
+            reject_status: Vec::new(),
+            headers: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+        }
     }
+}
+
+impl WebhookConfig {
+    /// The names that templates know secrets by.
+    pub(crate) fn secret_names(&self) -> Vec<&str> {
+        self.secrets.keys().map(String::as_str).collect()
+    }
+
+    /// What the body is.
+    pub(crate) fn body_kind(&self) -> TemplateKind {
+        TemplateKind::of_body(self.content_type.as_deref().unwrap_or("application/json"))
+    }
+}
+
+fn method<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let method = String::deserialize(deserializer)?;
+    check_method(&method).map_err(D::Error::custom)?;
+    Ok(method)
 }
 
 fn qos<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {

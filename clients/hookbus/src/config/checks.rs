@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 
+use hookbus_bridges::webhook::{TemplateKind, check_condition, check_header, check_template, check_url};
 use hookbus_bridges::zeromq::Endpoint;
 
-use super::bridge::{BridgeConfig, BridgeKind, EventFormat, MqttVersion};
+use super::bridge::{BridgeConfig, BridgeKind, EventFormat, MqttVersion, WebhookConfig};
 use super::read::Reader;
 use super::source::{SourceConfig, SourceKind};
 use super::{ByteSize, Config, Overflow, Url};
@@ -182,7 +183,10 @@ pub(super) fn bridge(bridge: &BridgeConfig, path: &str, reader: &mut Reader<'_>,
     hwm_bytes(reader, path, &shown, bridge.delivery.hwm_bytes, max_bytes);
     overflow(reader, path, &shown, bridge.delivery.overflow);
     let url = &bridge.url;
-    if let (Err(what), Some(place)) = (url.host_and_port(1), reader.at(&format!("{path}.url"))) {
+    // A webhook's URL is looked at as what it is, below.
+    if !matches!(bridge.kind, BridgeKind::Webhook(_))
+        && let (Err(what), Some(place)) = (url.host_and_port(1), reader.at(&format!("{path}.url")))
+    {
         reader.error(place, format!("{shown}url: {what}"));
     }
     path_of_url(bridge, path, &shown, reader);
@@ -270,7 +274,7 @@ pub(super) fn bridge(bridge: &BridgeConfig, path: &str, reader: &mut Reader<'_>,
                 }
             }
         }
-        BridgeKind::Webhook(_) => {}
+        BridgeKind::Webhook(config) => webhook(bridge, config, path, &shown, reader),
     }
     let (cert, key) = (reader.at(&format!("{path}.cert_file")), reader.at(&format!("{path}.key_file")));
     if let (Some(place), None) | (None, Some(place)) = (cert, key) {
@@ -287,6 +291,93 @@ pub(super) fn bridge(bridge: &BridgeConfig, path: &str, reader: &mut Reader<'_>,
                 );
             }
         }
+    }
+}
+
+/// Everything that a webhook is told is looked at before the first event comes: templates, the condition, names.
+fn webhook(bridge: &BridgeConfig, config: &WebhookConfig, path: &str, shown: &str, reader: &mut Reader<'_>) {
+    let at = |reader: &Reader<'_>, key: &str| reader.at(&format!("{path}.{key}"));
+    let secrets = config.secret_names();
+    let url = &bridge.url;
+    let mut wrong: Vec<(&str, String)> = Vec::new();
+    if !url.is_in_a_file()
+        && let Err(what) = check_url(url.reveal(), &secrets)
+    {
+        wrong.push(("url", format!("url: {what}")));
+    }
+    if let Some(Err(error)) = config.when.as_deref().map(check_condition) {
+        wrong.push(("when", format!("when: {error}")));
+    }
+    if let Some(Err(error)) = config.body.as_deref().map(|body| check_template(config.body_kind(), body, &secrets)) {
+        wrong.push(("body", format!("body: {error}")));
+    }
+    for (name, value) in &config.headers {
+        if let Err(what) = check_header(name) {
+            wrong.push(("headers", format!("headers: {what}")));
+        } else if let Err(error) = check_template(TemplateKind::Header, value, &secrets) {
+            wrong.push(("headers", format!("headers.{name}: {error}")));
+        }
+    }
+    for (name, from) in &config.secrets {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) || !name.chars().all(plain) {
+            let name = name.escape_debug();
+            wrong.push((
+                "secrets",
+                format!("secrets: `{name}` can't be a name in a template; write letters, digits and _"),
+            ));
+        } else if !from.starts_with('/') && from.strip_prefix("env:").is_none_or(str::is_empty) {
+            // It may be the secret itself, so it isn't repeated.
+            wrong.push(("secrets", format!("secrets.{name}: write the whole path of its file, or env:VARIABLE")));
+        }
+    }
+    if config.body.is_some() && config.body_file.is_some() {
+        wrong.push(("body_file", "body_file: there is a `body`, too; write one of them".into()));
+    }
+    for (key, list) in [("accept_status", &config.accept_status), ("reject_status", &config.reject_status)] {
+        if let Some(status) = list.iter().find(|status| !(200..600).contains(*status)) {
+            wrong.push((key, format!("{key}: {status} is no status of an answer; those are 200 to 599")));
+        }
+    }
+    if config.accept_status.iter().any(|status| config.reject_status.contains(status)) {
+        wrong.push(("reject_status", "reject_status: one of them is in accept_status, too".into()));
+    }
+    if config.timeout >= bridge.delivery.ack_timeout {
+        let ack_timeout = bridge.delivery.ack_timeout;
+        let key = if at(reader, "timeout").is_some() { "timeout" } else { "ack_timeout" };
+        wrong.push((
+            key,
+            format!("{key}: ack_timeout ({ack_timeout}) has to be longer than timeout ({})", config.timeout),
+        ));
+    }
+    password(reader, path, shown, url, config.user.as_deref(), config.password_file.as_ref());
+    if config.token_file.is_some() && (config.user.is_some() || url.user().is_some()) {
+        wrong.push(("token_file", "token_file: a user is named, too; one way to log in is enough".into()));
+    }
+    for (key, what) in wrong {
+        if let Some(place) = at(reader, key) {
+            reader.error(place, format!("{shown}{what}"));
+        }
+    }
+    let has_body = config.body.is_some() || config.body_file.is_some();
+    let no_effect = [
+        ("format", has_body, "the body is made by a template"),
+        ("content_type", !has_body, "without a body of its own, an event says itself what it is"),
+    ];
+    for (key, is_so, why) in no_effect {
+        if let (true, Some(place)) = (is_so, at(reader, key)) {
+            reader.warn(place, format!("{shown}{key} has no effect: {why}"));
+        }
+    }
+    let fixed = |value: &String| !value.contains("{{");
+    if let (Some((name, _)), Some(place)) = (
+        config.headers.iter().find(|(name, value)| name.eq_ignore_ascii_case("authorization") && fixed(value)),
+        at(reader, "headers"),
+    ) {
+        let what = format!(
+            "{shown}headers.{name}: who may read this file, or `hookbus config show`, can read it; name a file in secrets"
+        );
+        reader.warn(place, what);
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use hookbus_bridges::http::{ServerTls, check_token_file};
 use hookbus_bridges::tls::TlsError;
+use hookbus_bridges::webhook::{check_template, check_url};
 
 use super::bridge::{BridgeConfig, BridgeKind};
 use super::source::SourceKind;
@@ -30,6 +31,11 @@ pub(super) fn problems(reading: &Reading, file: &Path) -> Vec<Problem> {
         if let Err(e) = readable(&path) {
             problems.push(problem(&key, &path, &e));
         }
+    }
+    for (key, path, wrong) in misread(config) {
+        let what = format!("{key}: {}: {wrong}", path.display());
+        let place = places.get(&key).copied();
+        problems.push(Problem { severity: Severity::Error, file: file.into(), place, what });
     }
     if let Some(dir) = &config.hooks.dir
         && let Err(e) = std::fs::read_dir(dir)
@@ -91,6 +97,27 @@ fn open_to_all(path: &Path) -> Option<String> {
     })
 }
 
+/// Files that can be read, and don't say what they should: a webhook's template and URL.
+fn misread(config: &Config) -> Vec<(String, PathBuf, String)> {
+    let mut wrong = Vec::new();
+    for BridgeConfig { name, kind, .. } in &config.bridges {
+        let BridgeKind::Webhook(webhook) = kind else { continue };
+        let secrets = webhook.secret_names();
+        let mut check = |key: &str, path: &Option<PathBuf>, check: &dyn Fn(&str) -> Result<(), String>| {
+            let Some((path, Ok(text))) = path.as_ref().map(|path| (path, std::fs::read_to_string(path))) else {
+                return;
+            };
+            if let Err(what) = check(&text) {
+                wrong.push((format!("bridge `{name}`: {key}"), path.clone(), what));
+            }
+        };
+        let body = |text: &str| check_template(webhook.body_kind(), text, &secrets).map_err(|error| error.to_string());
+        check("body_file", &webhook.body_file, &body);
+        check("url_file", &webhook.url_file, &|text| check_url(text.trim(), &secrets));
+    }
+    wrong
+}
+
 /// Opened, not only looked at: who checks as another user than the daemon's should see what that one would.
 fn readable(path: &Path) -> std::io::Result<()> {
     if std::fs::File::open(path)?.metadata()?.is_dir() {
@@ -123,7 +150,17 @@ fn named(config: &Config) -> Vec<(String, PathBuf)> {
             }
             BridgeKind::Mqtt(mqtt) => add(&mut files, &who, &[("password_file", &mqtt.password_file)]),
             BridgeKind::Amqp(amqp) => add(&mut files, &who, &[("password_file", &amqp.password_file)]),
-            BridgeKind::Webhook(webhook) => add(&mut files, &who, &[("token_file", &webhook.token_file)]),
+            BridgeKind::Webhook(webhook) => {
+                let of_webhook = [
+                    ("url_file", &webhook.url_file),
+                    ("body_file", &webhook.body_file),
+                    ("token_file", &webhook.token_file),
+                    ("password_file", &webhook.password_file),
+                ];
+                add(&mut files, &who, &of_webhook);
+                let in_files = webhook.secrets.values().filter(|from| from.starts_with('/'));
+                files.extend(in_files.map(|path| (format!("{who}: secrets"), PathBuf::from(path))));
+            }
         }
     }
     files

@@ -81,7 +81,7 @@ const BRIDGES: [Type<BridgeKind>; 4] = [
     Type {
         name: "webhook",
         schemes: &["https", "http"],
-        here: false,
+        here: true,
         own: field_names::<WebhookConfig>,
         kind: |reader, item| BridgeKind::Webhook(reader.own(item)),
     },
@@ -127,7 +127,11 @@ impl<'t> Reader<'t> {
                 tls: reader.own(item),
                 kind,
             };
-            // Two defaults that depend on other keys.
+            // Defaults that depend on other keys.
+            if matches!(bridge.kind, BridgeKind::Webhook(_)) && reader.at(&format!("{}.in_flight", item.path)).is_none()
+            {
+                bridge.delivery.in_flight = 1;
+            }
             if reader.at(&format!("{}.overflow", item.path)).is_none() && bridge.kind.acknowledges() {
                 bridge.delivery.overflow = Overflow::Spill;
             }
@@ -225,12 +229,24 @@ impl<'t> Reader<'t> {
         if said("type").is_none() {
             self.error(start, format!("{shown}: `type` is missing; write one of {}", names()));
         }
-        if said("url").is_none() {
+        // A webhook's URL may be in a file of its own.
+        let in_a_file =
+            this_type.is_some_and(|known| (known.own)().contains(&"url_file")) && said("url_file").is_some();
+        if said("url").is_none() && !in_a_file {
             self.error(start, format!("{shown}: `url` is missing; write where to connect to"));
         }
-        let (Head { name: Some(Name(name)), url: Some(url), .. }, Some(this_type)) = (head, this_type) else {
+        let (Head { name: Some(Name(name)), url, .. }, Some(this_type)) = (head, this_type) else {
             return None;
         };
+        if in_a_file {
+            if said("url").is_some() {
+                let place = self.at(&format!("{path}.url")).unwrap_or(start);
+                self.error(place, format!("{shown}: url: there is a `url_file`, too; write one of them"));
+                return None;
+            }
+            return Some((Item { name, url: Url::in_a_file(), table, path, shown: format!("{shown}: ") }, this_type));
+        }
+        let url = url?;
         if !this_type.schemes.contains(&url.scheme()) {
             let place = self.at(&format!("{path}.url")).unwrap_or(start);
             let schemes: Vec<_> = this_type.schemes.iter().map(|scheme| format!("{scheme}://")).collect();

@@ -37,6 +37,7 @@ use serde::Serialize;
 
 pub(crate) use bridge::{
     AmqpConfig, BridgeConfig, BridgeKind, EventFormat, MqttConfig, MqttVersion, NatsConfig, TlsFiles, Unroutable,
+    WebhookConfig,
 };
 pub(crate) use overflow::Overflow;
 pub(crate) use paths::{default_sockets, default_state_dirs};

@@ -259,8 +259,16 @@ fn what_has_no_effect_is_a_warning() {
             "4:13 Warning hooks.hwm_bytes: 65MiB are never reached",
         ),
         (
-            "[[bridge]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"https://h\"\noverflow = \"drop-oldest\"",
-            "1:1 Warning bridge `a` has no effect: this version",
+            "[[bridge]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"https://h\"\ncontent_type = \"text/plain\"",
+            "5:16 Warning bridge `a`: content_type has no effect: without a body",
+        ),
+        (
+            "[[bridge]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"https://h\"\nbody = \"{}\"\nformat = \"raw\"",
+            "6:10 Warning bridge `a`: format has no effect: the body is made",
+        ),
+        (
+            "[[bridge]]\nname = \"a\"\ntype = \"webhook\"\nurl = \"https://h\"\nheaders = { Authorization = \"Bearer x\" }",
+            "5:11 Warning bridge `a`: headers.Authorization: who may read this file",
         ),
         (
             "[journal]\nenabled = false\n[[bridge]]\nname = \"a\"\ntype = \"nats\"\nurl = \"nats://h\"",
@@ -440,7 +448,8 @@ fn the_sample_is_the_default() {
         }
     }
     for BridgeConfig { delivery, kind, .. } in bridges {
-        assert_eq!(delivery, Delivery { overflow: Overflow::Spill, ..Delivery::default() });
+        let in_flight = if matches!(kind, BridgeKind::Webhook(_)) { 1 } else { 1000 };
+        assert_eq!(delivery, Delivery { overflow: Overflow::Spill, in_flight, ..Delivery::default() });
         match kind {
             BridgeKind::Nats(mut nats) => {
                 (nats.user, nats.password_file, nats.creds_file) = (None, None, None);
@@ -456,11 +465,58 @@ fn the_sample_is_the_default() {
                 assert_eq!(amqp, AmqpConfig::default());
             }
             BridgeKind::Webhook(mut webhook) => {
-                webhook.token_file = None;
+                (webhook.token_file, webhook.when, webhook.body) = (None, None, None);
+                assert!(
+                    !std::mem::take(&mut webhook.headers).is_empty()
+                        && !std::mem::take(&mut webhook.secrets).is_empty()
+                );
+                (webhook.accept_status, webhook.reject_status) = (Vec::new(), Vec::new());
+                webhook.content_type = None;
                 assert_eq!(webhook, WebhookConfig::default());
             }
         }
     }
+}
+
+#[test]
+fn a_webhook_is_looked_at_before_it_gets_an_event() {
+    let url = "type = \"webhook\"\nurl = \"https://h/x\"\n";
+    for (keys, expected) in [
+        ("method = \"SEND\"", "5:10 Error bridge `b`: method: `SEND` is none of POST"),
+        ("when = \".a = 1\"", "5:8 Error bridge `b`: when: =, |=, += and the like change values"),
+        ("when = \"until(false; .)\"", "5:8 Error bridge `b`: when: at character 1: `until` isn't offered"),
+        ("when = \"[range(infinite)]\"", "5:8 Error bridge `b`: when: at character 2: `range` isn't offered"),
+        ("body = \"\"\"\n{\n  \"a\": {{ x \n}\"\"\"", "5:8 Error bridge `b`: body: line 3: syntax error"),
+        ("body = \"{{ x | uper }}\"", "5:8 Error bridge `b`: body: line 1: unknown filter"),
+        ("body = \"{{ secrets.x }}\"", "5:8 Error bridge `b`: body: there is no secret `x`"),
+        ("body = \"{}\"\nbody_file = \"/x\"", "6:13 Error bridge `b`: body_file: there is a `body`, too"),
+        ("headers = { Host = \"x\" }", "5:11 Error bridge `b`: headers: `Host` is the connection's own"),
+        ("headers = { Title = \"{{\" }", "5:11 Error bridge `b`: headers.Title: line 1: syntax error"),
+        ("secrets = { a = \"s3cr3t\" }", "5:11 Error bridge `b`: secrets.a: write the whole path"),
+        ("secrets = { a-b = \"/x\" }", "5:11 Error bridge `b`: secrets: `a-b` can't be a name"),
+        ("timeout = \"30s\"", "5:11 Error bridge `b`: timeout: ack_timeout (30s) has to be longer than timeout (30s)"),
+        ("accept_status = [404, 1000]", "5:17 Error bridge `b`: accept_status: 1000 is no status"),
+        ("token_file = \"/t\"\nuser = \"u\"", "5:14 Error bridge `b`: token_file: a user is named, too"),
+        ("url_file = \"/u\"", "4:7 Error bridge `b`: url: there is a `url_file`, too"),
+    ] {
+        let told = told_of_bridge(&format!("{url}{keys}"));
+        assert!(matches!(&told[..], [one] if one.starts_with(expected) && !one.contains("s3cr3t")), "{keys}: {told:?}");
+    }
+    let hosts = told_of_bridge("type = \"webhook\"\nurl = \"https://{{ x }}/\"");
+    assert!(
+        matches!(&hosts[..], [one] if one.starts_with("4:7 Error bridge `b`: url: host and port can't be a template")),
+        "{hosts:?}"
+    );
+
+    let text = "[[bridge]]\nname = \"b\"\ntype = \"webhook\"\nurl_file = \"/u\"\nbody = '{\"t\": \"{{ secrets.a }}\"}'\n\
+                secrets = { a = \"env:A\" }\nheaders = { X = \"{{ id }}\" }\nwhen = '.data.op == \"x\"'\n";
+    let config = right(text);
+    assert_eq!(config.bridges[0].delivery.in_flight, 1, "one at a time keeps the order");
+    let shown = toml::to_string(&config).unwrap();
+    assert!(!shown.contains("://\"\nprefixes") && right(&shown) == config, "{shown}");
+    assert_eq!(told(text), [""; 0]);
+    let five = right(&format!("{text}in_flight = 5"));
+    assert_eq!(five.bridges[0].delivery.in_flight, 5);
 }
 
 /// Sample and page name every key there is. What can't stand in the sample beside another key stands in its comments.

@@ -16,6 +16,7 @@ use hookbus_bridges::delivery::{
 };
 use hookbus_bridges::mqtt::MqttBus;
 use hookbus_bridges::nats::NatsBus;
+use hookbus_bridges::webhook::WebhookBus;
 use hookbus_broker::{Broker, Start, SubscribeOptions};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -45,7 +46,9 @@ impl Bridges {
                 BridgeKind::Nats(nats) => context.start(NatsBus::new(buses::nats(bridge, nats, host))),
                 BridgeKind::Mqtt(mqtt) => context.start(MqttBus::new(buses::mqtt(bridge, mqtt, host))),
                 BridgeKind::Amqp(amqp) => context.start(AmqpBus::new(buses::amqp(bridge, amqp, host))),
-                BridgeKind::Webhook(_) => None,
+                BridgeKind::Webhook(webhook) => {
+                    context.start(WebhookBus::new(buses::webhook(bridge, webhook, encoder)))
+                }
             }
         };
         let list = config.bridges.iter().filter_map(start).collect();
@@ -109,7 +112,7 @@ struct Context<'a> {
 
 impl Context<'_> {
     fn start<B: Bus>(&self, bus: B) -> Option<BridgeHandle> {
-        let BridgeConfig { name, kind, url, delivery, .. } = self.bridge;
+        let BridgeConfig { name, kind, delivery, .. } = self.bridge;
         let format = match delivery.format {
             EventFormat::Cloudevents => Format::CloudEvents,
             EventFormat::CloudeventsBinary => Format::CloudEventsBinary,
@@ -117,7 +120,7 @@ impl Context<'_> {
             EventFormat::Base64 => Format::Base64,
         };
         let writer = LetterWriter::new::<B>(self.encoder.clone(), format, &delivery.root);
-        let options = BridgeOptions::new(kind.name(), url.to_string())
+        let options = BridgeOptions::new(kind.name(), buses::address(self.bridge))
             .window(delivery.in_flight, WINDOW_BYTES)
             .ack_timeout(delivery.ack_timeout.duration());
         let dead_letters = Arc::clone(self.dead_letters);

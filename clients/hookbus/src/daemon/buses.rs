@@ -1,12 +1,16 @@
 //! What the configuration of a bridge means for the bus's own options.
 
 use hookbus_bridges::amqp::{AmqpOptions, Unroutable as AmqpUnroutable};
+use hookbus_bridges::cloudevents::Encoder;
 use hookbus_bridges::mqtt::{MqttOptions, Qos, Version, status_topic};
 use hookbus_bridges::nats::{Login, Mode, NatsOptions, StreamOptions};
 use hookbus_bridges::secret::Secret;
 use hookbus_bridges::tls::TlsOptions;
+use hookbus_bridges::webhook::{Body, Login as HttpLogin, WebhookOptions};
 
-use crate::config::{AmqpConfig, BridgeConfig, MqttConfig, MqttVersion, NatsConfig, TlsFiles, Unroutable, Url};
+use crate::config::{
+    AmqpConfig, BridgeConfig, BridgeKind, MqttConfig, MqttVersion, NatsConfig, TlsFiles, Unroutable, Url, WebhookConfig,
+};
 
 /// NATS: a secret in the URL stays there, one in a file is read by the bus.
 pub(super) fn nats(bridge: &BridgeConfig, config: &NatsConfig, host: &str) -> NatsOptions {
@@ -86,6 +90,61 @@ pub(super) fn amqp(bridge: &BridgeConfig, config: &AmqpConfig, host: &str) -> Am
         },
         header_prefix: config.header_prefix.clone(),
         ..AmqpOptions::default()
+    }
+}
+
+/// A webhook: everything in files is read by the bus. Templates know the same of an event as other bridges write.
+pub(super) fn webhook(bridge: &BridgeConfig, config: &WebhookConfig, encoder: &Encoder) -> WebhookOptions {
+    let boxed = |text: &String| text.as_str().into();
+    let url = match &config.url_file {
+        Some(path) => Secret::File(path.clone()),
+        None => Secret::from(bridge.url.reveal()),
+    };
+    let login = match config {
+        WebhookConfig { token_file: Some(path), .. } => HttpLogin::Bearer(Secret::File(path.clone())),
+        WebhookConfig { password_file: Some(path), user, .. } => HttpLogin::Basic {
+            user: user.clone().or_else(|| bridge.url.user_decoded()).unwrap_or_default(),
+            password: Secret::File(path.clone()),
+        },
+        _ => HttpLogin::Anonymous,
+    };
+    let secret = |from: &String| match from.strip_prefix("env:") {
+        Some(variable) => Secret::Variable(variable.into()),
+        None => Secret::File(from.into()),
+    };
+    WebhookOptions {
+        method: boxed(&config.method),
+        headers: config.headers.iter().map(|(name, value)| (boxed(name), boxed(value))).collect(),
+        body: match (&config.body, &config.body_file) {
+            (Some(text), _) => Some(Body::Text(boxed(text))),
+            (None, Some(path)) => Some(Body::File(path.clone())),
+            (None, None) => None,
+        },
+        content_type: config.content_type.as_ref().map(boxed),
+        login,
+        secrets: config.secrets.iter().map(|(name, from)| (boxed(name), secret(from))).collect(),
+        when: config.when.as_ref().map(boxed),
+        tls: tls(&bridge.tls),
+        timeout: config.timeout.duration(),
+        in_flight: bridge.delivery.in_flight,
+        body_max_bytes: config.body_max_bytes.bytes(),
+        accept_status: config.accept_status.clone(),
+        reject_status: config.reject_status.clone(),
+        encoder: encoder.clone(),
+        ..WebhookOptions::new(url)
+    }
+}
+
+/// Where a bridge is, as its status says. What stands behind a webhook's host may be a secret.
+pub(super) fn address(bridge: &BridgeConfig) -> String {
+    match &bridge.kind {
+        BridgeKind::Webhook(WebhookConfig { url_file: Some(path), .. }) => format!("the URL in {}", path.display()),
+        BridgeKind::Webhook(_) => {
+            let url = bridge.url.without_credentials();
+            let end = url.len() - bridge.url.path().len();
+            url[..end].to_owned()
+        }
+        BridgeKind::Nats(_) | BridgeKind::Mqtt(_) | BridgeKind::Amqp(_) => bridge.url.to_string(),
     }
 }
 

@@ -217,11 +217,14 @@ impl State {
             encode_gauge(encoder, name, help, values)?;
         }
         type Counter = fn(&Counts) -> u64;
-        let counters: [(&str, &str, Counter); 8] = [
+        let counters: [(&str, &str, Counter); 9] = [
             ("hookbus_bridge_confirmed", "Events that the bus has confirmed", |counts| counts.confirmed),
             ("hookbus_bridge_retried", "Events sent again, each time counted", |counts| counts.retried),
             ("hookbus_bridge_duplicates", "Repetitions that the bus has recognised", |counts| counts.duplicates),
             ("hookbus_bridge_unroutable", "Events that nobody was bound for", |counts| counts.unroutable),
+            ("hookbus_bridge_filtered", "Events not sent, because the bridge's condition says so", |counts| {
+                counts.filtered
+            }),
             ("hookbus_bridge_dropped", "Events dropped before they reached the bridge", |counts| counts.dropped),
             ("hookbus_bridge_omitted", "Events sent without their data, which is too large", |counts| counts.omitted),
             ("hookbus_bridge_dead", "Events that became dead letters", |counts| counts.dead),
