@@ -128,6 +128,12 @@ fn unhidden_keys(content: &[u8]) -> Vec<Vec<u8>> {
     panic!("an event without a proper key that nobody has looked at: {}", String::from_utf8_lossy(&xml[..300]));
 }
 
+/// The runs of Ganeti's hooks that were recorded; `fixtures/ganeti/README.md` describes them.
+#[must_use]
+pub fn ganeti_hook_runs() -> Vec<Value> {
+    json_lines("../ganeti/hook-runs.jsonl")
+}
+
 /// The bytes of a recorded file; they are stored compressed.
 ///
 /// # Panics

@@ -58,6 +58,7 @@ impl Home {
         let ours = [
             ("[http]", format!("socket = \"{path}/hookbus.sock\"\n")),
             ("[hooks]", format!("dir = \"{path}/hooks\"\nbase_path = \"{path}\"\n")),
+            ("[ganeti]", format!("spool = \"{path}/spool\"\n")),
         ];
         let mut more = more.to_owned();
         for (section, keys) in ours {

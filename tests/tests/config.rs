@@ -32,7 +32,7 @@ fn check_tells_each_problem_with_its_place() {
          FILE: 2 errors, no warnings\n"
     );
     assert_eq!((&*err, status), ("", Some(2)));
-    let harmless = "[http]\ntoken_file = \"/nowhere\"\n";
+    let harmless = "[http]\nhosts = [\"bus.example.com\"]\n";
     assert_eq!(config("check", harmless).0.lines().last(), Some("FILE: no errors, 1 warning"));
     assert_eq!(config("check", "[zeromq]\n"), ("FILE: no errors, no warnings\n".into(), String::new(), Some(0)));
 }

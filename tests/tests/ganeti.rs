@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;
 
 use futures_util::StreamExt as _;
+use hookbus_ganeti_hook::spool::Spool;
 use hookbus_tests::{Home, Kind, Server, fixtures, wait_until};
 use serde_json::{Value, json};
 
@@ -238,5 +240,78 @@ fn a_check_on_nats_may_refuse_an_operation() {
     let refused = ask(2);
     assert_eq!(refused["verdict"], "deny", "{refused}");
     assert_eq!(refused["reason"], "hookbus-gate.c.example.com.node-remove: n7 stays");
+    daemon.stop();
+}
+
+/// What the hook client has left in its spool is taken in, in order, also what came before the daemon did.
+#[test]
+fn the_spool_of_this_host_is_taken_in() {
+    let home = Home::new("[journal]\nenabled = true\n");
+    let spool = Spool::new(home.path().join("spool"));
+    fs::create_dir(spool.dir()).expect("a directory");
+    // The daemon runs as another user where the tests run as root.
+    fs::set_permissions(spool.dir(), fs::Permissions::from_mode(0o777)).expect("our own");
+    let taken_in = |count: u64| {
+        wait_until("the spool to be taken in", || match counted(&home, "operations") {
+            operations if operations == count => Ok(()),
+            other => Err(format!("{other} operations; {}", home.log())),
+        });
+    };
+    let all = reports("n1", 0);
+    let put = |report: &Value, n: usize| {
+        let id = report["id"].as_str().expect("an id");
+        fs::write(spool.dir().join(format!("{n:020}-{id}.json")), format!("{report}\n")).expect("a file");
+    };
+    all[..30].iter().zip(1..).for_each(|(report, n)| put(report, n));
+    fs::write(spool.dir().join(format!("{:020}-{:032x}.json", 31, 77)), "no report").expect("a file");
+    let daemon = home.serve();
+    let ids = |events: &[Value]| events.iter().map(|event| event["data"]["report"].clone()).collect::<Vec<_>>();
+    let expected = |count: usize| all[..count].iter().map(|report| report["id"].clone()).collect::<Vec<_>>();
+    taken_in(30);
+    assert_eq!(ids(&operations(&home, 30)), expected(30));
+    wait_until("the spool to be empty", || match spool.is_empty() {
+        Ok(true) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    assert!(spool.dir().join("refused").join(format!("{:020}-{:032x}.json", 31, 77)).exists());
+    put(&all[30], 40);
+    taken_in(31);
+    assert_eq!(ids(&operations(&home, 31)), expected(31));
+    daemon.stop();
+}
+
+/// The scripts of a hook directory become hooks, and with --take-over Ganeti finds them no more.
+#[test]
+fn scripts_of_ganeti_become_hooks() {
+    let home = Home::new("[journal]\nenabled = true\n[ganeti]\nnode = \"me\"\n");
+    let directory = home.path().display();
+    let scripts = home.path().join("ganeti");
+    for sub in ["instance-start-post.d", "instance-add-post.d", "watcher"] {
+        fs::create_dir_all(scripts.join(sub)).expect("a directory");
+    }
+    let own = home.script("ganeti/instance-start-post.d/10-note", &format!("#!/bin/sh\nenv > {directory}/noted\n"));
+    let shared = home.script("ganeti-notify", "#!/bin/sh\n");
+    for sub in ["instance-start-post.d", "instance-add-post.d"] {
+        std::os::unix::fs::symlink(&shared, scripts.join(sub).join("20-notify")).expect("a link");
+    }
+    let daemon = home.serve();
+    let dir = scripts.display().to_string();
+    let imported = home.run(&["ganeti", "import", &dir, "--take-over"]);
+    let told = String::from_utf8_lossy(&imported.stdout).into_owned();
+    assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
+    assert_eq!(told, "ID: 0 (instance-start-post-10-note)\nID: 1 (20-notify-post)\n");
+    assert!(!own.exists() && own.with_file_name("10-note.hookbus").exists());
+    assert!(!scripts.join("instance-add-post.d/20-notify").is_symlink() && shared.exists());
+    let hook = home.request("GET", "/v1/hooks/1", &[], b"").expect("an answer").json();
+    assert_eq!(hook["trigger"], "ganeti instance-add,instance-start post");
+    let env = json!({"GANETI_HOOKS_PATH": "instance-start", "GANETI_HOOKS_PHASE": "post", "GANETI_OP_TARGET": "web1",
+        "GANETI_OBJECT_TYPE": "INSTANCE", "GANETI_CLUSTER": "c", "GANETI_MASTER": "me", "PATH": "/bin:/usr/bin"});
+    send(&home, &[json!({"id": format!("{:032x}", 1), "time": "2026-11-23T02:00:00Z", "node": "me", "env": env})]);
+    wait_until("the script to have run", || match fs::read_to_string(home.path().join("noted")) {
+        Ok(noted) if noted.contains("GANETI_OP_TARGET=web1\n") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    let again = home.run(&["ganeti", "import", &dir]);
+    assert!(again.status.success(), "nothing is left there");
     daemon.stop();
 }

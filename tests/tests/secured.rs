@@ -3,14 +3,16 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hookbus_tests::servers::certificates::{Authority, Certificate};
 use hookbus_tests::servers::free_port;
+use hookbus_tests::servers::http::{HttpServer, Request};
 use hookbus_tests::servers::mosquitto::{Mosquitto, put_passwords};
 use hookbus_tests::servers::nats::NatsServer;
 use hookbus_tests::servers::rabbitmq::RabbitMq;
 use hookbus_tests::{Home, Kind, Server};
+use serde_json::json;
 
 const PASSWORD: &str = "s3cret-and-right";
 const WRONG: &str = "s3cret-but-wrong";
@@ -59,6 +61,79 @@ fn amqp_over_tls() {
     let server = RabbitMq::start_with(&configuration);
     let url = format!("amqps://127.0.0.1:{port}/%2f");
     secured(&Server::Amqp(server), &url, &ours, "ACCESS_REFUSED");
+}
+
+/// A webhook from the configuration to the server and back: what is refused for now waits, what is refused for good can be looked at and sent again,
+/// what the condition passes over is counted; and nothing that is secret is shown, although the server repeats all that it gets.
+#[test]
+fn webhook_over_tls() {
+    const SECRETS: [&str; 3] = ["s3cret-url-part", "s3cret-token", "s3cret-in-the-body"];
+    let (ours, certificate) = authority();
+    let mut server = HttpServer::with_tls(&certificate, Some(&ours));
+    let home = Home::default();
+    let put = |name: &str, content: &[u8]| put(&home, name, content);
+    let ca = put("ca.pem", &fs::read(ours.ca()).expect("a certificate"));
+    let own = ours.client();
+    let cert = put("cert.pem", &fs::read(own.cert).expect("a certificate"));
+    let key = put("key.pem", &fs::read(own.key).expect("a key"));
+    let url = put("url", format!("{}/hooks/{}", server.url(), SECRETS[0]).as_bytes());
+    let (token, body) = (put("token", SECRETS[1].as_bytes()), put("body", SECRETS[2].as_bytes()));
+    home.configure(&format!(
+        "[[bridge]]\nname = \"chat\"\ntype = \"webhook\"\nurl_file = {url:?}\nca_file = {ca:?}\ncert_file = {cert:?}\nkey_file = {key:?}\n\
+         token_file = {token:?}\nsecrets = {{ body = {body:?} }}\nprefixes = [\"app \"]\nwhen = '.data.level != \"debug\"'\n\
+         body = '{{\"text\": \"{{{{ data.text }}}}\", \"secret\": {{{{ secrets.body }}}}, \"key\": \"{{{{ key }}}}\"}}'\n"
+    ));
+    let check = home.run(&["config", "check"]);
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+
+    let publish = |key: &str, data: serde_json::Value| {
+        let file = put("event", data.to_string().as_bytes());
+        let output = home.run(&["publish", key, file.to_str().expect("a plain path")]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    server.rules(&json!([
+        { "status": 403, "echo": true, "times": 1 },
+        { "status": 503, "echo": true, "times": 1, "headers": { "Retry-After": "1" } },
+        { "body": "poison", "status": 400, "echo": true },
+    ]));
+    let serve = home.serve();
+    home.until_bridge("chat", "to be ready", |bridge| bridge["state"] == "ready");
+    publish("app first", json!({ "level": "info", "text": "a \"first\" one" }));
+    publish("other", json!({ "level": "info", "text": "elsewhere" }));
+    publish("app second", json!({ "level": "debug", "text": "unwanted" }));
+    publish("app third", json!({ "level": "info", "text": "poison" }));
+    publish("app fourth", json!({ "level": "info", "text": "another" }));
+    let bridge = home.until_bridge("chat", "to have delivered", |bridge| bridge["lag_events"] == 0);
+    assert_eq!(
+        (&bridge["confirmed"], &bridge["filtered"], &bridge["dead"]),
+        (&2.into(), &1.into(), &1.into()),
+        "{bridge}"
+    );
+    assert_eq!(bridge["guarantee"], "at-least-once");
+    let taken: Vec<_> = server.requests().iter().filter(|request| request.status == 200).cloned().collect();
+    let expected = [("a \"first\" one", "app first"), ("another", "app fourth")]
+        .map(|(text, key)| json!({ "text": text, "secret": SECRETS[2], "key": key }));
+    assert_eq!(taken.iter().map(Request::json).collect::<Vec<_>>(), expected);
+    assert_eq!(taken[0].header("authorization"), Some(&*format!("Bearer {}", SECRETS[1])));
+
+    let shown = |args: &[&str]| String::from_utf8(home.run(args).stdout).expect("text");
+    let list = shown(&["dlq", "list"]);
+    let list_json = shown(&["dlq", "list", "-o", "json"]);
+    assert!(list.contains("400 Bad Request"), "{list}");
+    server.rules(&json!([]));
+    assert!(home.run(&["dlq", "retry", "--all"]).status.success(), "{list}");
+    home.until_bridge("chat", "to have sent the dead letter", |bridge| bridge["dead_letters"] == 0);
+    let again = server.requests().last().expect("several").clone();
+    assert!(again.header("idempotency-key").is_some_and(|id| id.ends_with(";replay=1")), "{again:?}");
+
+    let all =
+        [list, list_json, shown(&["status"]), shown(&["status", "-o", "json"]), shown(&["config", "show"]), home.log()];
+    for (number, shown) in all.iter().enumerate() {
+        assert!(!SECRETS.iter().any(|secret| shown.contains(secret)), "{number}: a secret is shown: {shown}");
+        assert!(shown.contains("chat"), "{number}: {shown}");
+    }
+    assert!(home.log().contains("answers 403 Forbidden: ") && home.log().contains("***"), "what is hidden was there");
+    serve.stop();
 }
 
 fn authority() -> (Authority, Certificate) {
@@ -110,12 +185,7 @@ fn secured(server: &Server, url: &str, ours: &Authority, refusal: &str) {
 
 /// The files are in the daemon's home, where it may read them.
 fn configure(home: &Home, kind: Kind, url: &str, ca: &Path, identity: &Certificate, password: &str) {
-    let put = |name: &str, content: &[u8]| {
-        let path = home.path().join(name);
-        fs::write(&path, content).expect("our own file");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("our own file");
-        path
-    };
+    let put = |name: &str, content: &[u8]| put(home, name, content);
     let copy = |name: &str, from: &Path| put(name, &fs::read(from).expect("a certificate"));
     let (ca, cert) = (copy("ca.pem", ca), copy("cert.pem", &identity.cert));
     let (key, password) = (copy("key.pem", &identity.key), put("password", password.as_bytes()));
@@ -123,4 +193,11 @@ fn configure(home: &Home, kind: Kind, url: &str, ca: &Path, identity: &Certifica
         "[[bridge]]\nname = \"{kind}\"\ntype = \"{kind}\"\nurl = \"{url}\"\nuser = \"guest\"\npassword_file = {password:?}\n\
          ca_file = {ca:?}\ncert_file = {cert:?}\nkey_file = {key:?}\n"
     ));
+}
+
+fn put(home: &Home, name: &str, content: &[u8]) -> PathBuf {
+    let path = home.path().join(name);
+    fs::write(&path, content).expect("our own file");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("our own file");
+    path
 }

@@ -3,7 +3,8 @@
 //! A second thread watches the clock, and when the time is over it ends the process. So nothing that hangs, a disk or a name server, can make a run
 //! longer than it may be. A panic is caught: it is not the end of a job either.
 //!
-//! Of `timeout_ms`, sending may use half. What is left is for the spool, save the last twentieth, in which the process ends.
+//! Of `timeout_ms`, a report that isn't in the spool yet may take three tenths to be sent, so that there is time for the spool where a thousand hooks wait for a
+//! daemon that hangs; one that is there may take half. What the spool doesn't take has a little longer. The last twentieth is for the end of the process.
 //!
 //! 1. An operation that this node doesn't report (`report`) is none of our business: the run ends.
 //! 2. One that is in `gate_ops`, in phase pre, is sent to `/v1/ganeti/gate`, and the verdict is waited for. The request is the report of this run, too.
@@ -58,15 +59,20 @@ struct Limit {
 /// When what must be done.
 #[derive(Clone, Copy, Debug)]
 struct Times {
-    /// What is sent, is sent by then.
+    /// What is on no disk is sent by then.
     send: Instant,
+    /// What is in the spool is sent by then, or stays there.
+    forward: Instant,
+    /// What the spool doesn't take is sent by then, or is lost.
+    last: Instant,
     /// The process ends then.
     end: Instant,
 }
 
 impl Times {
     fn new(start: Instant, timeout: Duration) -> Self {
-        Times { send: start + timeout / 2, end: start + timeout * 19 / 20 }
+        let at = |twentieths: u32| start + timeout * twentieths / 20;
+        Times { send: at(6), forward: at(10), last: at(16), end: at(19) }
     }
 }
 
@@ -209,15 +215,15 @@ impl Hook<'_> {
         if self.spool.put(self.report).is_ok() {
             return self.forward(times);
         }
-        if let Err(unsent) = self.send_own(times.send) {
+        if let Err(unsent) = self.send_own(times.last) {
             self.lose(&full.to_string(), &unsent);
         }
     }
 
     fn forward(&self, times: Times) {
-        let send = |batch: &Batch| self.send(&batch.body, times.send);
+        let send = |batch: &Batch| self.send(&batch.body, times.forward);
         // When it fails, everything is in the spool, which is what it is for.
-        let _ = self.spool.forward(send, || Instant::now() < times.send, tell);
+        let _ = self.spool.forward(send, || Instant::now() < times.forward, tell);
     }
 
     /// Sends the report of this run.

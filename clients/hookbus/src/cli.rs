@@ -155,7 +155,7 @@ pub(crate) enum Invocation {
     /// Change OpenNebula's configuration.
     One(GlobalArgs, OneCommand),
     /// Change the hooks of Ganeti on this node.
-    Ganeti(GanetiCommand),
+    Ganeti(GlobalArgs, GanetiCommand),
     /// Print this completion script.
     Completions(Vec<u8>),
 }
@@ -186,7 +186,7 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Invocation, clap::Error> {
         Command::Hook(command) => Invocation::Hook(cli.global, command),
         Command::Config(command) => Invocation::Config(cli.global, command),
         Command::One(command) => Invocation::One(cli.global, command),
-        Command::Ganeti(command) => Invocation::Ganeti(command),
+        Command::Ganeti(command) => Invocation::Ganeti(cli.global, command),
         Command::Completions { shell } => Invocation::Completions(completions(shell)),
     })
 }

@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Cursor(global, command)) => cursor::run(&global, command),
         Ok(Invocation::Hook(global, command)) => hook::run(&global, *command),
         Ok(Invocation::One(global, command)) => one::run(&global, &command),
-        Ok(Invocation::Ganeti(command)) => ganeti::run(&command),
+        Ok(Invocation::Ganeti(global, command)) => ganeti::run(&global, &command),
         Ok(Invocation::Completions(script)) => config::command::printed(&script, 0),
         Err(e) => {
             // A closed pipe behind --help is no failure.

@@ -116,13 +116,15 @@ pub(crate) struct GanetiConfig {
     pub(crate) window: Period,
     /// What the cluster calls this host, which decides where hooks of TYPE ganeti run; the name of the host unless set.
     pub(crate) node: Option<String>,
+    /// The spool of the hook client on this host, which is taken in.
+    pub(crate) spool: PathBuf,
     /// The bridge of type nats at whose server checks are asked whether an operation may begin, at `hookbus-gate.<cluster>.<operation>`.
     pub(crate) gate_nats: Option<String>,
 }
 
 impl Default for GanetiConfig {
     fn default() -> Self {
-        GanetiConfig { window: Period::seconds(60), node: None, gate_nats: None }
+        GanetiConfig { window: Period::seconds(60), node: None, spool: "/var/spool/hookbus".into(), gate_nats: None }
     }
 }
 

@@ -11,14 +11,14 @@ use hookbus_ganeti_hook::config::Reading;
 use hookbus_ganeti_hook::report::host_name;
 
 use super::node::{Nodes, Own};
-use super::{GanetiError, HooksArgs, InstallArgs, LINK, OPERATIONS, Place, complain, directory, failed, is_ours};
+use super::{GanetiError, HooksArgs, InstallArgs, LINK, Place, complain, directory, failed, is_ours, known};
 
 pub(super) fn install(args: &InstallArgs, out: &mut String) -> Result<(), GanetiError> {
     let program = program()?;
     let hooks_dir = &args.hooks.hooks_dir;
     let mut troubles = Vec::new();
     let (mut made, mut there) = (0, 0);
-    for operation in OPERATIONS.iter().filter(|known| args.ops.is_empty() || args.ops.iter().any(|op| op == *known)) {
+    for operation in known().filter(|known| args.ops.is_empty() || args.ops.iter().any(|op| op == known)) {
         for phase in &args.phases {
             match link(&directory(hooks_dir, operation, *phase), &program) {
                 Ok(true) => made += 1,

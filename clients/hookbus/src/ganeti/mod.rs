@@ -1,4 +1,4 @@
-//! `hookbus ganeti install|uninstall|status`: puts `hookbus-ganeti-hook` among the hooks of Ganeti on this node, and takes that back.
+//! `hookbus ganeti install|uninstall|status|import`: puts `hookbus-ganeti-hook` among the hooks of Ganeti on this node, and takes that back.
 //!
 //! Ganeti runs what lies in `<hooks dir>/<operation>-<phase>.d/`, on each node that an operation concerns. [`install`] puts a symbolic link into each of these
 //! directories and writes down how Ganeti calls this node ([`node`]), by which the hook knows where it runs; [`status`] says what is where.
@@ -10,6 +10,7 @@
 //! - The file of the hook's configuration is a whole one at every moment; a `node` that stands there is kept, and so is every comment.
 //! - A link appears under its name at once, so that an operation that runs meanwhile finds the old one or the new one.
 
+mod import;
 mod install;
 mod node;
 mod status;
@@ -20,56 +21,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
+use hookbus_bridges::ganeti::OPERATIONS;
 use hookbus_ganeti_hook::{PROGRAM, config};
 use thiserror::Error;
 
+use self::import::ImportArgs;
+use crate::cli::GlobalArgs;
+use crate::client;
 use crate::config::nearest;
 use crate::listing::Output;
 
 /// What each hook of ours is called: legal for Ganeti (no dot), and among the first, but behind checks that somebody calls `10-...`.
 const LINK: &str = "50-hookbus";
-
-/// Every operation that has hooks, in Ganeti 3.0. (`config-update`, which repeats others, and `watcher`, which is no operation, are left out.)
-const OPERATIONS: [&str; 38] = [
-    "cluster-destroy",
-    "cluster-init",
-    "cluster-modify",
-    "cluster-rename",
-    "cluster-verify",
-    "disk-grow",
-    "group-add",
-    "group-evacuate",
-    "group-modify",
-    "group-remove",
-    "group-rename",
-    "instance-add",
-    "instance-change-group",
-    "instance-export",
-    "instance-failover",
-    "instance-migrate",
-    "instance-modify",
-    "instance-move",
-    "instance-reboot",
-    "instance-recreate-disks",
-    "instance-reinstall",
-    "instance-remove",
-    "instance-rename",
-    "instance-start",
-    "instance-stop",
-    "master-ip-turndown",
-    "master-ip-turnup",
-    "mirrors-replace",
-    "network-add",
-    "network-connect",
-    "network-disconnect",
-    "network-modify",
-    "network-remove",
-    "network-rename",
-    "node-add",
-    "node-migrate",
-    "node-modify",
-    "node-remove",
-];
 
 /// What to do with the hooks of Ganeti.
 #[derive(Clone, Debug, Subcommand)]
@@ -87,6 +50,10 @@ pub(crate) enum GanetiCommand {
     ///
     /// The exit status is 1 when Ganeti has no node of the name that the hook reports, or its configuration is wrong.
     Status(StatusArgs),
+    /// Make hooks of the scripts that Ganeti runs now, to be run once for each operation
+    ///
+    /// Each becomes a hook of TYPE ganeti in the daemon's store, with the script as its command.
+    Import(ImportArgs),
 }
 
 /// Where Ganeti's hooks are.
@@ -155,13 +122,18 @@ impl Phase {
     }
 }
 
+/// Every operation that has hooks. (`config-update`, which repeats others, and `watcher`, which is no operation, are left out.)
+fn known() -> impl Iterator<Item = &'static str> {
+    OPERATIONS.into_iter().map(|(name, _)| name)
+}
+
 fn operation(text: &str) -> Result<String, String> {
-    if OPERATIONS.contains(&text) {
+    if known().any(|known| known == text) {
         return Ok(text.to_owned());
     }
-    Err(match nearest(text, OPERATIONS.into_iter()) {
+    Err(match nearest(text, known()) {
         Some(known) => format!("no such operation; did you mean `{known}`?"),
-        None => format!("no such operation; there are: {}", OPERATIONS.join(", ")),
+        None => format!("no such operation; there are: {}", known().collect::<Vec<_>>().join(", ")),
     })
 }
 
@@ -235,12 +207,15 @@ fn directory(hooks_dir: &Path, operation: &str, phase: Phase) -> PathBuf {
 }
 
 /// Runs the command.
-pub(crate) fn run(command: &GanetiCommand) -> ExitCode {
+pub(crate) fn run(global: &GlobalArgs, command: &GanetiCommand) -> ExitCode {
     let mut stdout = String::new();
     let result = match command {
         GanetiCommand::Install(args) => install::install(args, &mut stdout),
         GanetiCommand::Uninstall(args) => install::uninstall(args, &mut stdout),
         GanetiCommand::Status(args) => return status::status(args),
+        GanetiCommand::Import(args) => {
+            return client::run(global, &args.client, async |client| import::import(&client, args).await);
+        }
     };
     let status = match result {
         Ok(()) => 0,
@@ -263,12 +238,12 @@ mod tests {
 
     #[test]
     fn operations_are_sorted_and_misspelt_ones_are_told() {
-        assert!(OPERATIONS.is_sorted());
+        assert!(known().is_sorted());
         assert_eq!(operation("disk-grow").unwrap(), "disk-grow");
         assert!(operation("instance-strat").unwrap_err().contains("did you mean `instance-start`?"));
         assert!(operation("config-update").is_err());
         for operation in hookbus_ganeti_hook::hook::ON_EVERY_NODE {
-            assert!(OPERATIONS.contains(&operation), "{operation}");
+            assert!(known().any(|known| known == operation), "{operation}");
         }
     }
 }

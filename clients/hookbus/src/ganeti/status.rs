@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::install::our_links;
 use super::node::Nodes;
-use super::{GanetiError, LINK, OPERATIONS, Phase, Place, StatusArgs, complain, directory, failed};
+use super::{GanetiError, LINK, Phase, Place, StatusArgs, complain, directory, failed, known};
 use crate::client::Failure;
 use crate::listing;
 
@@ -94,7 +94,7 @@ fn time(nanoseconds: u64) -> Option<String> {
 /// For each operation and phase, what is there.
 fn operations(hooks_dir: &Path) -> Result<Value, GanetiError> {
     let mut all = serde_json::Map::new();
-    for operation in OPERATIONS {
+    for operation in known() {
         let mut phases = serde_json::Map::new();
         for phase in Phase::ALL {
             let link = directory(hooks_dir, operation, phase).join(LINK);

@@ -23,6 +23,7 @@ mod gate;
 mod intake;
 mod memory;
 mod routes;
+mod spool;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hookbus_bridges::ganeti::Report;
 use hookbus_broker::Offset;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use self::gate::Checks;
@@ -48,7 +49,9 @@ pub(crate) struct Ganeti {
     asked: mpsc::Sender<Asked>,
     counters: Arc<Counters>,
     checks: Arc<Checks>,
-    task: JoinHandle<()>,
+    /// Ends what looks after the spool.
+    stop: watch::Sender<bool>,
+    tasks: [JoinHandle<()>; 2],
 }
 
 /// What has become of reports.
@@ -75,9 +78,11 @@ impl Ganeti {
         let (asked, queue) = mpsc::channel(QUEUED);
         let window = state.config.ganeti.window.duration();
         let intake = Intake::new(state.broker.clone(), window, state_dir, Arc::clone(&counters));
-        let task = tokio::spawn(intake.run(queue));
         let checks = Arc::new(Checks::new(&state.config, &state.encoder, &state.host));
-        Ganeti { asked, counters, checks, task }
+        let (stop, stopped) = watch::channel(false);
+        let entrance = Entrance { asked: asked.clone(), counters: Arc::clone(&counters) };
+        let spool = spool::watch(state.config.ganeti.spool.clone(), entrance, stopped);
+        Ganeti { asked, counters, checks, stop, tasks: [spool, tokio::spawn(intake.run(queue))] }
     }
 
     /// The way in for reports.
@@ -105,9 +110,13 @@ impl Ganeti {
 
     /// Takes nothing more; what was taken is dealt with.
     pub(super) async fn shut_down(self) {
-        drop(self.asked);
-        if self.task.await.is_err() {
-            tracing::error!("ganeti: the intake has failed");
+        let Ganeti { asked, stop, tasks, .. } = self;
+        stop.send_replace(true);
+        drop(asked);
+        for task in tasks {
+            if task.await.is_err() {
+                tracing::error!("ganeti: a task has failed");
+            }
         }
     }
 }
