@@ -63,6 +63,17 @@ pub fn ganeti_runs() -> Vec<Value> {
     json_lines("../ganeti/hook-runs.jsonl")
 }
 
+/// A recorded file of Ganeti's job queue, 4711 to 4716.
+///
+/// # Panics
+/// When it isn't there.
+#[must_use]
+pub fn ganeti_job(id: u64) -> Value {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/ganeti/jobs/job-{id}"));
+    let text = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_slice(&text).expect("JSON")
+}
+
 /// What a subscriber to everything must get from hookbus when it is fed with `lines` (of [`event_lines`]): the messages that
 /// were recorded, but in the order of the lines, and with the right keys for the twelve lines whose owner had hidden them
 /// from the original.

@@ -1,13 +1,17 @@
-//! Reports of Ganeti's hooks against a real daemon: one event for each operation, whatever is sent twice, late, or around a crash.
+//! Reports of Ganeti's hooks against a real daemon: one event for each operation, whatever is sent twice, late, or around a crash. And its jobs, from a
+//! directory in which files are replaced as Ganeti replaces them.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::SystemTime;
 
 use futures_util::StreamExt as _;
 use hookbus_ganeti_hook::spool::Spool;
 use hookbus_tests::{Home, Kind, Server, fixtures, wait_until};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 /// The recorded runs, each as a report of that node; they are an hour apart, so that each is an operation of its own.
@@ -313,5 +317,306 @@ fn scripts_of_ganeti_become_hooks() {
     });
     let again = home.run(&["ganeti", "import", &dir]);
     assert!(again.status.success(), "nothing is left there");
+    daemon.stop();
+}
+
+/// A data directory of Ganeti with a job queue, as on a master.
+struct Queue<'h> {
+    home: &'h Home,
+}
+
+impl Queue<'_> {
+    /// The configuration of a daemon that follows it, for a home that is not made yet.
+    fn configure(home: &Home) -> Queue<'_> {
+        let data = home.path().join("ganeti");
+        fs::create_dir(&data).expect("a directory");
+        fs::write(data.join("ssconf_cluster_name"), "c.example.com\n").expect("a file");
+        home.configure(&format!(
+            "[journal]\nenabled = true\n[ganeti]\nnode = \"n1.example.com\"\n[[source]]\nname = \"jobs\"\ntype = \"ganeti-jobs\"\nurl = \
+             \"file://{}/queue\"\n",
+            data.display()
+        ));
+        let queue = Queue { home };
+        queue.create();
+        queue
+    }
+
+    fn path(&self) -> PathBuf {
+        self.home.path().join("ganeti/queue")
+    }
+
+    fn create(&self) {
+        fs::create_dir_all(self.path().join("archive/0")).expect("a directory");
+        for (name, text) in [("serial", "4716\n"), ("lock", ""), ("version", "1\n")] {
+            fs::write(self.path().join(name), text).expect("a file");
+        }
+    }
+
+    /// Replaces the file of a job, as `utils.WriteFile` does.
+    fn write(&self, job: &Value) {
+        let name = format!("job-{}", job["id"]);
+        let new = self.path().join(format!("{name}x1y2z3.new"));
+        fs::write(&new, job.to_string()).expect("a file");
+        fs::rename(new, self.path().join(name)).expect("our own file");
+    }
+
+    fn archive(&self, id: u64) {
+        let name = format!("job-{id}");
+        let to = self.path().join(format!("archive/{}", id / 10_000));
+        fs::create_dir_all(&to).expect("a directory");
+        fs::rename(self.path().join(&name), to.join(name)).expect("our own file");
+    }
+
+    /// How the source stands.
+    fn status(&self) -> Value {
+        self.home.status()["sources"][0].clone()
+    }
+
+    fn wait(&self, what: &str, holds: impl Fn(&Value) -> bool) {
+        wait_until(what, || match self.status() {
+            status if holds(&status) => Ok(()),
+            status => Err(format!("{status}\n{}", self.home.log())),
+        });
+    }
+
+    /// Waits until this daemon has told so many.
+    fn told(&self, count: u64) {
+        self.wait(&format!("{count} events of jobs"), |status| status["events"] == count);
+    }
+
+    /// What was told of each job, by all daemons: number and status.
+    fn all(&self, count: usize) -> Vec<(u64, String)> {
+        let events = operations(self.home, count);
+        events.iter().map(|event| (number(event), event["data"]["status"].as_str().expect("a word").into())).collect()
+    }
+}
+
+fn number(event: &Value) -> u64 {
+    event["data"]["jobid"].as_u64().expect("a number")
+}
+
+/// Seconds and microseconds since 1970.
+fn now() -> (u64, u32) {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    (now.as_secs(), now.subsec_micros())
+}
+
+/// A recorded job under this number, as if it had been taken in by now; `status` is that of its first operation.
+fn job(recorded: u64, id: u64, status: &str) -> Value {
+    let mut job = fixtures::ganeti_job(recorded);
+    let at = |is_there: bool| if is_there { json!(now()) } else { Value::Null };
+    let has_begun = status != "queued" && status != "waiting" && recorded != 4715;
+    let has_ended = ["success", "error", "canceled"].contains(&status);
+    job["id"] = id.into();
+    // The same in each state of the job: with the number it stands for it.
+    job["received_timestamp"] = json!([1_795_303_200, id]);
+    for part in ["start_timestamp", "end_timestamp"] {
+        job[part] = at(if part == "start_timestamp" { has_begun } else { has_ended });
+    }
+    for op in job["ops"].as_array_mut().expect("a list") {
+        op["status"] = status.into();
+        op["exec_timestamp"] = at(has_begun);
+        op["end_timestamp"] = at(has_ended);
+        if !has_ended {
+            op["result"] = Value::Null;
+        }
+    }
+    job
+}
+
+fn pairs(expected: &[(u64, &str)]) -> Vec<(u64, String)> {
+    expected.iter().map(|(id, status)| (*id, (*status).to_owned())).collect()
+}
+
+/// Each status of each job once, with its error; what isn't a job is in the way of nothing.
+#[test]
+fn jobs_are_told_from_the_queue_to_their_end() {
+    let home = Home::default();
+    let queue = Queue::configure(&home);
+    let daemon = home.serve();
+    queue.wait("the queue to be followed", |status| status["state"] == "following");
+    let mut told = 0;
+    for status in ["queued", "waiting", "running", "running", "success"] {
+        queue.write(&job(4713, 1, status));
+        told += u64::from(status != "waiting");
+        told = told.min(3 - u64::from(status != "success"));
+        queue.told(told);
+    }
+    // Torn, and somebody else's.
+    fs::write(queue.path().join("job-2"), "{\"id\": 2, \"ops\": [{").expect("a file");
+    fs::write(queue.path().join("job-2abcdef.new"), "nothing").expect("a file");
+    queue.wait("the torn file to be told", |status| status["skipped"] == 1);
+    home.logged("job-2: it is no job of Ganeti 3.0's format");
+    queue.write(&job(4714, 2, "error"));
+    queue.told(4);
+    queue.write(&job(4715, 3, "canceled"));
+    queue.told(5);
+    queue.write(&job(4716, 4, "error"));
+    queue.told(6);
+    queue.wait("all to be known", |status| status["jobs"] == 4);
+    for id in [1, 2, 3] {
+        queue.archive(id);
+    }
+    queue.wait("archived ones to be forgotten", |status| status["jobs"] == 1);
+    queue.write(&job(4711, 5, "queued"));
+    queue.told(7);
+    let expected =
+        [(1, "queued"), (1, "running"), (1, "success"), (2, "error"), (3, "canceled"), (4, "error"), (5, "queued")];
+    assert_eq!(queue.all(7), pairs(&expected));
+
+    let events = operations(&home, 7);
+    let failed = &events[3];
+    assert_eq!((&failed["type"], &failed["subject"]), (&"org.ganeti.job.error".into(), &"job/2".into()));
+    assert_eq!(
+        (&failed["source"], &failed["datacontenttype"]),
+        (&"/ganeti/c.example.com".into(), &"application/json".into())
+    );
+    assert_eq!(failed["data"]["error"], "Instance 'new1.example.com' is already in the cluster (already_exists)");
+    let op = &failed["data"]["ops"][0];
+    assert_eq!((&op["op"], &op["name"]), (&"OP_INSTANCE_CREATE".into(), &"new1.example.com".into()));
+    assert_eq!(op["error"]["args"], fixtures::ganeti_job(4714)["ops"][0]["result"][1]);
+    assert_eq!(events[4]["data"]["error"], "Job canceled by request");
+    // By job, too.
+    let output = home.run(&["tail", "EVENT JOB 1/", "--from", "earliest", "--count", "3", "-o", "json"]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 3);
+    let shown = String::from_utf8_lossy(&home.run(&["status"]).stdout).into_owned();
+    assert!(shown.contains("following; 2 jobs known, 0 running, 7 events, 1 files skipped"), "{shown}");
+    daemon.stop();
+}
+
+/// What ends while nobody looks is told afterwards; what was told is not told again, nor what had ended before all.
+#[test]
+fn jobs_that_end_while_the_daemon_is_away_are_told() {
+    let home = Home::default();
+    let queue = Queue::configure(&home);
+    let mut old = job(4713, 1, "success");
+    old["end_timestamp"] = json!([now().0 - 3600, 0]);
+    queue.write(&old);
+    queue.write(&job(4713, 2, "running"));
+    queue.write(&job(4711, 3, "queued"));
+    let mut daemon = home.serve();
+    queue.told(2);
+    daemon.program.kill();
+
+    queue.write(&job(4714, 2, "error"));
+    queue.archive(2);
+    queue.write(&job(4713, 4, "success"));
+    queue.write(&job(4713, 5, "success"));
+    queue.archive(5);
+    let daemon = home.serve();
+    queue.told(3);
+    daemon.stop();
+
+    // Changes that the kernel could not note, since nobody took them.
+    let daemon = home.serve();
+    queue.wait("the queue to be followed", |status| status["state"] == "following");
+    assert_eq!(queue.status()["events"], 0);
+    daemon.program.signal(Signal::STOP);
+    let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").expect("Linux has it");
+    let noise = queue.path().join("noise");
+    for _ in 0..most.trim().parse::<u32>().expect("a number") {
+        fs::write(&noise, "").expect("a file");
+        fs::remove_file(&noise).expect("our own file");
+    }
+    queue.write(&job(4713, 3, "success"));
+    daemon.program.signal(Signal::CONT);
+    home.logged("changes came faster than they were noted");
+    queue.told(1);
+    let expected = [(2, "running"), (3, "queued"), (2, "error"), (4, "success"), (5, "success"), (3, "success")];
+    assert_eq!(queue.all(6), pairs(&expected));
+    daemon.stop();
+}
+
+/// Trouble with the directory is told, and ends with it.
+#[test]
+fn a_job_queue_may_vanish_and_come_back() {
+    let home = Home::default();
+    let queue = Queue::configure(&home);
+    fs::remove_dir_all(queue.path()).expect("our own directory");
+    let daemon = home.serve();
+    home.logged("queue doesn't exist; it is there on a master");
+    queue.wait("the source to fail", |status| status["state"] == "failing");
+    queue.create();
+    queue.write(&job(4711, 1, "queued"));
+    queue.told(1);
+    // Away and back, by removal and by rename.
+    fs::remove_dir_all(queue.path()).expect("our own directory");
+    queue.wait("the source to fail", |status| status["state"] == "failing");
+    queue.create();
+    queue.write(&job(4713, 1, "success"));
+    queue.told(2);
+    fs::rename(queue.path(), home.path().join("ganeti/elsewhere")).expect("our own directory");
+    queue.create();
+    queue.write(&job(4713, 2, "running"));
+    queue.told(3);
+    // Nobody says what the cluster is called.
+    fs::remove_dir_all(home.path().join("ganeti")).expect("our own directory");
+    queue.create();
+    home.logged("write cluster = \"...\" into the source");
+    fs::write(home.path().join("ganeti/ssconf_cluster_name"), "c.example.com").expect("a file");
+    queue.write(&job(4713, 2, "success"));
+    queue.told(4);
+    // While another node is the master, that one tells.
+    fs::write(home.path().join("ganeti/ssconf_master_node"), "n2.example.com\n").expect("a file");
+    queue.write(&job(4713, 3, "success"));
+    queue.wait("the other node to be the master", |status| status["state"] == "standby");
+    queue.wait("the job to be known", |status| status["jobs"] == 2);
+    fs::write(home.path().join("ganeti/ssconf_master_node"), "n1.example.com\n").expect("a file");
+    queue.write(&job(4713, 4, "success"));
+    queue.told(5);
+    let expected = [(1, "queued"), (1, "success"), (2, "running"), (2, "success"), (4, "success")];
+    assert_eq!(queue.all(5), pairs(&expected));
+    daemon.stop();
+}
+
+/// A hook is told with its job, where there is exactly one.
+#[test]
+fn a_hook_knows_the_job_that_it_ran_for() {
+    let home = Home::default();
+    let queue = Queue::configure(&home);
+    let daemon = home.serve();
+    queue.wait("the queue to be followed", |status| status["state"] == "following");
+    // db1 is stopped by job 1; web2 is started by jobs 2 and 3; job 4 waits.
+    let stopping = job(4713, 1, "running");
+    queue.write(&stopping);
+    queue.write(&job(4712, 2, "running"));
+    queue.write(&job(4712, 3, "running"));
+    queue.write(&job(4711, 4, "queued"));
+    queue.told(4);
+    let time = || {
+        let output = std::process::Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%S.%3NZ"]).output().expect("date");
+        String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
+    };
+    let mut next = 0;
+    let mut report = |path: &str, code: &str, phase: &str, target: &str, cluster: &str| {
+        next += 1;
+        let env = json!({"GANETI_HOOKS_PATH": path, "GANETI_HOOKS_PHASE": phase, "GANETI_OP_CODE": code, "GANETI_OP_TARGET": target,
+            "GANETI_OBJECT_TYPE": "INSTANCE", "GANETI_CLUSTER": cluster, "GANETI_MASTER": "n1", "PATH": "/bin", "N": next.to_string()});
+        json!({"id": format!("{next:032x}"), "time": time(), "node": "n1", "env": env})
+    };
+    let (stop, start) = ("OP_INSTANCE_SHUTDOWN", "OP_INSTANCE_STARTUP");
+    let late = report("instance-stop", stop, "post", "db1.example.com", "c.example.com");
+    let reports = [
+        report("instance-stop", stop, "pre", "db1.example.com", "c.example.com"),
+        late.clone(),
+        report("instance-start", start, "post", "web2.example.com", "c.example.com"),
+        report("instance-migrate", "OP_INSTANCE_MIGRATE", "pre", "web1.example.com", "c.example.com"),
+        report("instance-stop", stop, "post", "db1.example.com", "other.example.com"),
+    ];
+    send(&home, &reports);
+    let mut stopped = job(4713, 1, "success");
+    stopped["ops"][0]["exec_timestamp"] = stopping["ops"][0]["exec_timestamp"].clone();
+    queue.write(&stopped);
+    queue.told(5);
+    // One that was spooled belongs to what ran then.
+    let mut late = late;
+    late["id"] = format!("{:032x}", 77).into();
+    late["env"]["N"] = "late".into();
+    late["env"]["GANETI_EXTRA"] = "late".into();
+    send(&home, &[late]);
+    let all = operations(&home, 4 + reports.len() + 1 + 1);
+    let hooks: Vec<_> = all.iter().filter(|event| event["data"]["phase"].is_string()).collect();
+    let jobs: Vec<_> = hooks.iter().map(|event| event["data"].get("jobid").and_then(Value::as_u64)).collect();
+    assert_eq!(jobs, [Some(1), Some(1), None, None, None, Some(1)], "{hooks:#?}");
     daemon.stop();
 }

@@ -137,6 +137,21 @@ fn source(source: &Value, text: &mut String) {
     let state = string(&source["state"]);
     let style = if state == "connected" { Style::new() } else { SLOW };
     let reason = source["reason"].as_str().map_or_else(String::new, |reason| format!(": {reason}"));
+    if source["type"] == "ganeti-jobs" {
+        let style = if state == "failing" { BAD } else { Style::new() };
+        let _ = writeln!(
+            text,
+            "{DIM}{:<10}{DIM:#}{} ({}) {style}{state}{reason}{style:#}; {} jobs known, {} running, {} events, {} files skipped",
+            "source",
+            string(&source["name"]),
+            string(&source["address"]),
+            grouped(number(&source["jobs"])),
+            grouped(number(&source["running"])),
+            grouped(number(&source["events"])),
+            grouped(number(&source["skipped"])),
+        );
+        return;
+    }
     let _ = writeln!(
         text,
         "{DIM}{:<10}{DIM:#}{} ({}) {style}{state}{reason}{style:#}; {} events, connected {} times, {} skipped",

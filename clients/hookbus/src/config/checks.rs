@@ -170,9 +170,12 @@ pub(super) fn source(source: &SourceConfig, path: &str, reader: &mut Reader<'_>)
             }
             problem.is_none()
         }
-        SourceKind::GanetiJobs(ganeti) => {
-            password(reader, path, &shown, &source.url, ganeti.user.as_deref(), ganeti.password_file.as_ref());
-            true
+        SourceKind::GanetiJobs(_) => {
+            let problem = source.directory().err();
+            if let (Some(problem), Some(place)) = (problem, reader.at(&format!("{path}.url"))) {
+                reader.error(place, format!("{shown}url: {problem}"));
+            }
+            problem.is_none()
         }
     }
 }

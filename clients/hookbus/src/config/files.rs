@@ -11,7 +11,6 @@ use hookbus_bridges::tls::TlsError;
 use hookbus_bridges::webhook::{check_template, check_url};
 
 use super::bridge::{BridgeConfig, BridgeKind};
-use super::source::SourceKind;
 use super::{Config, Problem, Reading, Severity};
 
 /// What is wrong with the files and directories that the configuration names, for this user.
@@ -128,12 +127,6 @@ fn readable(path: &Path) -> std::io::Result<()> {
 
 fn named(config: &Config) -> Vec<(String, PathBuf)> {
     let mut files = Vec::new();
-    for source in &config.sources {
-        if let SourceKind::GanetiJobs(ganeti) = &source.kind {
-            let of_source = [("password_file", &ganeti.password_file), ("ca_file", &ganeti.ca_file)];
-            add(&mut files, &format!("source `{}`", source.name), &of_source);
-        }
-    }
     for BridgeConfig { name, kind, tls, .. } in &config.bridges {
         let who = format!("bridge `{name}`");
         let of_tls = [("ca_file", &tls.ca_file), ("cert_file", &tls.cert_file), ("key_file", &tls.key_file)];

@@ -97,8 +97,8 @@ const SOURCES: [Type<SourceKind>; 2] = [
     },
     Type {
         name: "ganeti-jobs",
-        schemes: &["https", "http"],
-        here: false,
+        schemes: &["file"],
+        here: true,
         own: field_names::<GanetiJobsSource>,
         kind: |reader, item| SourceKind::GanetiJobs(reader.own(item)),
     },

@@ -1,10 +1,11 @@
 //! `[[source]]`: where events come from besides oned's pipe and HTTP.
 
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Period, Url};
+use super::Url;
 
 /// One source.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -24,7 +25,7 @@ pub(crate) struct SourceConfig {
 pub(crate) enum SourceKind {
     /// The publisher of OpenNebula's own driver.
     Zeromq(ZeromqSource),
-    /// The jobs of a Ganeti cluster, asked for through its remote API.
+    /// The jobs of a Ganeti cluster, read in the queue of its master.
     GanetiJobs(GanetiJobsSource),
 }
 
@@ -43,21 +44,27 @@ impl Default for ZeromqSource {
 }
 
 /// `type = "ganeti-jobs"`
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub(crate) struct GanetiJobsSource {
-    /// Who asks, if not named in the URL.
-    pub(crate) user: Option<String>,
-    /// A file with the password.
-    pub(crate) password_file: Option<PathBuf>,
-    /// The certificates that the cluster's one is checked with; the system's unless set.
-    pub(crate) ca_file: Option<PathBuf>,
-    /// How often it is asked.
-    pub(crate) interval: Period,
+    /// What the cluster is called; what Ganeti has written beside the queue's directory unless set.
+    pub(crate) cluster: Option<String>,
 }
 
-impl Default for GanetiJobsSource {
-    fn default() -> Self {
-        GanetiJobsSource { user: None, password_file: None, ca_file: None, interval: Period::seconds(5) }
+impl SourceConfig {
+    /// The directory that a URL of a file names, decoded.
+    ///
+    /// # Errors
+    /// When it names none on this host.
+    pub(crate) fn directory(&self) -> Result<PathBuf, &'static str> {
+        let path = self.url.reveal().strip_prefix("file://").unwrap_or_default();
+        if !path.starts_with('/') {
+            return Err("a directory of this host is expected; write file:///var/lib/ganeti/queue, with three slashes");
+        }
+        let bytes: Vec<u8> = percent_encoding::percent_decode_str(path).collect();
+        if bytes.contains(&0) || path.contains(['?', '#']) {
+            return Err("a directory is expected; write ? and # in its name as %3F and %23");
+        }
+        Ok(std::ffi::OsString::from_vec(bytes).into())
     }
 }

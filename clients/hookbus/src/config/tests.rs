@@ -38,10 +38,8 @@ fn a_list_has_tables_of_several_types() {
         [[source]]
         name = "cluster"
         type = "ganeti-jobs"
-        url = "https://cluster.example.com:5080"
-        user = "reader"
-        password_file = "/etc/hookbus/rapi"
-        interval = "10s"
+        url = "file:///var/lib/ganeti/a%20queue"
+        cluster = "c.example.com"
 
         [[bridge]]
         name = "ops-nats"
@@ -80,8 +78,11 @@ fn a_list_has_tables_of_several_types() {
         "#,
     );
     assert_eq!(config.sources[0].kind, SourceKind::Zeromq(ZeromqSource::default()));
-    let SourceKind::GanetiJobs(ganeti) = &config.sources[1].kind else { panic!("{config:?}") };
-    assert_eq!((ganeti.user.as_deref(), ganeti.interval), (Some("reader"), Period::seconds(10)));
+    assert_eq!(
+        config.sources[1].kind,
+        SourceKind::GanetiJobs(GanetiJobsSource { cluster: Some("c.example.com".into()) })
+    );
+    assert_eq!(config.sources[1].directory(), Ok("/var/lib/ganeti/a queue".into()));
     let [ops, core, home, rabbit, chat] = &config.bridges[..] else { panic!("{config:?}") };
     assert_eq!((&*ops.name, ops.delivery.hwm, ops.delivery.overflow), ("ops-nats", 77, Overflow::Spill));
     assert_eq!(ops.delivery.prefixes, ["EVENT STATE VM/"]);
@@ -131,6 +132,14 @@ fn what_is_wrong_in_a_list_is_told_with_its_place() {
         (
             "[[source]]\nname = \"a\"\ntype = \"zeromq\"\nurl = \"tcp://h\"",
             "4:7 Error source `a`: url: endpoint `tcp://h`: the port is missing",
+        ),
+        (
+            "[[source]]\nname = \"a\"\ntype = \"ganeti-jobs\"\nurl = \"file://var/lib/ganeti/queue\"",
+            "4:7 Error source `a`: url: a directory of this host is expected; write file:///var/lib/ganeti/queue",
+        ),
+        (
+            "[[source]]\nname = \"a\"\ntype = \"ganeti-jobs\"\nurl = \"file:///q?x\"",
+            "4:7 Error source `a`: url: a directory is expected; write ? and # in its name as %3F and %23",
         ),
         (
             "[[source]]\nname = \"a\"\ntype = \"zeromq\"\nurl = \"tcp://*:2101\"",
@@ -273,10 +282,6 @@ fn what_has_no_effect_is_a_warning() {
         (
             "[journal]\nenabled = false\n[[bridge]]\nname = \"a\"\ntype = \"nats\"\nurl = \"nats://h\"",
             "2:11 Warning journal.enabled: bridge `a` needs the journal; without it",
-        ),
-        (
-            "[[source]]\nname = \"a\"\ntype = \"ganeti-jobs\"\nurl = \"https://h\"",
-            "1:1 Warning source `a` has no effect: this version",
         ),
     ] {
         let told = told(text);
@@ -442,7 +447,7 @@ fn the_sample_is_the_default() {
         match kind {
             SourceKind::Zeromq(zeromq) => assert_eq!(zeromq, ZeromqSource::default()),
             SourceKind::GanetiJobs(mut ganeti) => {
-                (ganeti.user, ganeti.password_file, ganeti.ca_file) = (None, None, None);
+                assert!(ganeti.cluster.take().is_some());
                 assert_eq!(ganeti, GanetiJobsSource::default());
             }
         }

@@ -10,7 +10,7 @@
 //!        │        ├▶ hooks      the executor, from template files     hooks.rs
 //!        │        └▶ http       followers, status, metrics            http.rs, routes.rs
 //!        ├───────── http       events published by hand
-//!        ├───────── sources    another driver's ZeroMQ port          sources.rs
+//!        ├───────── sources    another driver's port, Ganeti's jobs  sources.rs
 //!        ├───────── ganeti     reports of hooks, once per operation  ganeti/
 //!        └───────── forwarded  events of a driver in another process  forwarded.rs
 //! ```
@@ -332,9 +332,10 @@ pub(crate) fn start_bridges(state: &Arc<State>, runtime: &Handle) {
     let bridges =
         dead_letters.map(|letters| Bridges::start(&state.broker, &state.config, letters, &state.host, &state.encoder));
     let hooks = hooks_wait_for_journal(&state.config).then(|| start_hooks(state)).flatten();
-    let sources = Sources::start(&state.broker, &state.config.sources);
     let state_dir = state.parts.lock().state_dir.clone();
-    let ganeti = Ganeti::start(state, state_dir.as_deref());
+    let node = state.config.ganeti.node.as_deref().unwrap_or(&state.host);
+    let sources = Sources::start(&state.broker, &state.config.sources, state_dir.as_deref(), node);
+    let ganeti = Ganeti::start(state, state_dir.as_deref(), sources.jobs());
     let mut parts = state.parts.lock();
     parts.ganeti = Some(ganeti);
     if hooks.is_some() {

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::Counters;
+use super::jobs::Jobs;
 use super::memory::Memory;
 
 /// How many requests are dealt with together.
@@ -44,11 +45,19 @@ pub(super) struct Intake {
     published: Option<Offset>,
     journaled: Option<Offset>,
     counters: Arc<Counters>,
+    /// Which jobs run.
+    jobs: Jobs,
 }
 
 impl Intake {
     /// Remembers what earlier processes have seen. It blocks.
-    pub(super) fn new(broker: Broker, window: Duration, state_dir: Option<&Path>, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(
+        broker: Broker,
+        window: Duration,
+        state_dir: Option<&Path>,
+        counters: Arc<Counters>,
+        jobs: Jobs,
+    ) -> Self {
         let mut intake = Intake {
             broker,
             operations: Operations::new(window),
@@ -58,6 +67,7 @@ impl Intake {
             published: None,
             journaled: None,
             counters,
+            jobs,
         };
         let opened = state_dir.map(|dir| Memory::open(dir, intake.broker.log_id()));
         let known = match opened {
@@ -139,7 +149,7 @@ impl Intake {
                 }
                 Look::Known(offset) => (offset, &self.counters.known),
                 Look::New => {
-                    let offset = publish(&self.broker, report, deadline).await?;
+                    let offset = publish(&self.broker, &self.jobs, report, deadline).await?;
                     self.published = Some(offset);
                     (offset, &self.counters.operations)
                 }
@@ -191,8 +201,12 @@ impl Intake {
 /// What is kept of reports that can't be written down.
 const MOST_UNWRITTEN: usize = 20_000;
 
-async fn publish(broker: &Broker, report: &Report, deadline: Instant) -> Result<Offset, String> {
-    let mut message = report.message();
+async fn publish(broker: &Broker, jobs: &Jobs, report: &Report, deadline: Instant) -> Result<Offset, String> {
+    let mut data = report.data();
+    if let Some(id) = jobs.job_of(report).await {
+        data["jobid"] = id.into();
+    }
+    let mut message = report.run.message(&data);
     match timeout_at(deadline, broker.accept(&mut message)).await {
         Ok(Ok(offset)) => Ok(offset),
         Ok(Err(PublishError::Closed)) => Err("hookbus is about to end".into()),

@@ -14,7 +14,7 @@ use rusqlite::{Connection, Row, params};
 
 /// The file in the state directory.
 const FILE_NAME: &str = "ganeti.db";
-/// The layout that this code writes.
+/// The layout that this code writes, of each of its databases.
 const VERSION: i32 = 1;
 /// The offset of an event in another log than the present one: none that there is.
 const OTHER_LOG: u64 = 1 << 63;
@@ -49,22 +49,8 @@ impl Memory {
     /// # Errors
     /// When it can't be had.
     pub(super) fn open(directory: &Path, log: LogId) -> Result<(Self, Vec<Remembered>), String> {
-        let path = directory.join(FILE_NAME);
-        let first = match opened(&path) {
-            Ok(connection) => connection,
-            Err(e) if is_damage(&e) => {
-                let aside = directory.join(format!("{FILE_NAME}.damaged"));
-                std::fs::rename(&path, &aside)
-                    .map_err(|io| format!("{} is damaged ({e}), and can't be moved away: {io}", path.display()))?;
-                for more in ["-wal", "-shm"] {
-                    let _ = std::fs::remove_file(directory.join(format!("{FILE_NAME}{more}")));
-                }
-                tracing::error!("ganeti: {} is damaged ({e}); it is {} now", path.display(), aside.display());
-                opened(&path).map_err(|e| unusable(&path, &e))?
-            }
-            Err(e) => return Err(unusable(&path, &e)),
-        };
-        let memory = Memory { path, connection: first, log, failing: false };
+        let (path, connection) = database(directory, FILE_NAME, LAYOUT)?;
+        let memory = Memory { path, connection, log, failing: false };
         let all = memory.all().map_err(|e| unusable(&memory.path, &e))?;
         Ok((memory, all))
     }
@@ -129,7 +115,30 @@ impl Memory {
     }
 }
 
-fn opened(path: &Path) -> rusqlite::Result<Connection> {
+/// Opens a database of this directory, or makes it, with this layout. One that is damaged is set aside.
+///
+/// # Errors
+/// When it can't be had.
+pub(super) fn database(directory: &Path, name: &str, layout: &str) -> Result<(PathBuf, Connection), String> {
+    let path = directory.join(name);
+    let connection = match opened(&path, layout) {
+        Ok(connection) => connection,
+        Err(e) if is_damage(&e) => {
+            let aside = directory.join(format!("{name}.damaged"));
+            std::fs::rename(&path, &aside)
+                .map_err(|io| format!("{} is damaged ({e}), and can't be moved away: {io}", path.display()))?;
+            for more in ["-wal", "-shm"] {
+                let _ = std::fs::remove_file(directory.join(format!("{name}{more}")));
+            }
+            tracing::error!("ganeti: {} is damaged ({e}); it is {} now", path.display(), aside.display());
+            opened(&path, layout).map_err(|e| unusable(&path, &e))?
+        }
+        Err(e) => return Err(unusable(&path, &e)),
+    };
+    Ok((path, connection))
+}
+
+fn opened(path: &Path, layout: &str) -> rusqlite::Result<Connection> {
     // It tells what goes on in a cluster. What can't be made, SQLite says.
     let _ = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
     let connection = Connection::open(path)?;
@@ -139,12 +148,11 @@ fn opened(path: &Path) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "journal_size_limit", 4 << 20)?;
     let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version == 0 {
-        connection.execute_batch(LAYOUT)?;
+        connection.execute_batch(layout)?;
     } else if version != VERSION {
         let what = format!("it has layout {version} of a later version; this one knows layout {VERSION}");
         return Err(rusqlite::Error::InvalidParameterName(what));
     }
-    let _: i64 = connection.query_row("SELECT count(*) FROM reports", [], |row| row.get(0))?;
     Ok(connection)
 }
 
@@ -154,7 +162,7 @@ fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
 }
 
-fn unusable(path: &Path, error: &rusqlite::Error) -> String {
+pub(super) fn unusable(path: &Path, error: &rusqlite::Error) -> String {
     format!("{} can't be used: {error}; look at its disk and its owner, or move it away", path.display())
 }
 

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The intake (`intake.rs`) is one task: it takes reports in the order in which they come, finds out which of them tell of an operation that is known, and
-//! publishes the others. `memory.rs` keeps over restarts what is known.
+//! publishes the others. `memory.rs` keeps over restarts what is known. `jobs/` is another source: the job queue of a master. It tells the intake which job a
+//! hook ran for, where there is exactly one (`jobid` in the event's data).
 //!
 //! # What may be lost or repeated
 //!
@@ -21,6 +22,7 @@
 
 mod gate;
 mod intake;
+pub(super) mod jobs;
 mod memory;
 mod routes;
 mod spool;
@@ -38,6 +40,7 @@ use tokio::task::JoinHandle;
 use self::gate::Checks;
 pub(super) use self::gate::Verdicts;
 use self::intake::{Asked, Intake};
+use self::jobs::Jobs;
 pub(super) use self::routes::routes;
 use super::State;
 
@@ -73,11 +76,12 @@ pub(super) struct Counters {
 
 impl Ganeti {
     /// Takes reports from now on. It blocks: the memory is a file in `state_dir`, and what is missing in it is read from the journal.
-    pub(super) fn start(state: &State, state_dir: Option<&Path>) -> Self {
+    /// `jobs` are asked which job a hook ran for.
+    pub(super) fn start(state: &State, state_dir: Option<&Path>, jobs: Jobs) -> Self {
         let counters = Arc::new(Counters::default());
         let (asked, queue) = mpsc::channel(QUEUED);
         let window = state.config.ganeti.window.duration();
-        let intake = Intake::new(state.broker.clone(), window, state_dir, Arc::clone(&counters));
+        let intake = Intake::new(state.broker.clone(), window, state_dir, Arc::clone(&counters), jobs);
         let checks = Arc::new(Checks::new(&state.config, &state.encoder, &state.host));
         let (stop, stopped) = watch::channel(false);
         let entrance = Entrance { asked: asked.clone(), counters: Arc::clone(&counters) };
