@@ -5,12 +5,12 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 use futures_util::StreamExt as _;
 use hookbus_ganeti_hook::spool::Spool;
-use hookbus_tests::{Home, Kind, Server, fixtures, wait_until};
+use hookbus_tests::{Home, Kind, Server, fixtures, hookbus, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -618,5 +618,58 @@ fn a_hook_knows_the_job_that_it_ran_for() {
     let hooks: Vec<_> = all.iter().filter(|event| event["data"]["phase"].is_string()).collect();
     let jobs: Vec<_> = hooks.iter().map(|event| event["data"].get("jobid").and_then(Value::as_u64)).collect();
     assert_eq!(jobs, [Some(1), Some(1), None, None, None, Some(1)], "{hooks:#?}");
+    daemon.stop();
+}
+
+/// The hook itself, in every recorded environment and then many at once: nothing is lost on the way, and the daemon stays small.
+#[test]
+fn what_the_hook_reports_arrives() {
+    let home = Home::new("[journal]\nenabled = true\n");
+    let hook = hookbus().with_file_name("hookbus-ganeti-hook");
+    // The daemon runs as another user where the tests run as root, so this spool is the hooks' own.
+    let spool = Spool::new(home.path().join("hook-spool"));
+    let config = home.path().join("ganeti-hook.toml");
+    let (socket, dir) = (home.socket().display().to_string(), spool.dir().display().to_string());
+    fs::write(&config, format!("socket = \"{socket}\"\nspool = \"{dir}\"\nnode = \"n1\"\nreport = \"always\"\n"))
+        .expect("a file");
+    let command = |env: &Value| {
+        let mut command = Command::new(&hook);
+        command.arg("--config").arg(&config).env_clear().stdin(Stdio::null());
+        let variables = env.as_object().expect("an object").iter();
+        command.envs(variables.map(|(name, value)| (name, value.as_str().expect("a text"))));
+        command
+    };
+    let daemon = home.serve();
+    let runs = fixtures::ganeti_runs();
+    for run in &runs {
+        let output = command(&run["env"]).output().expect("the hook can be started");
+        assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+    }
+    let mut all: Vec<_> = (0..200)
+        .map(|n| {
+            let mut env = runs[0]["env"].clone();
+            env["GANETI_OP_TARGET"] = format!("web{n}").into();
+            command(&env).stderr(Stdio::null()).spawn().expect("the hook can be started")
+        })
+        .collect();
+    all.iter_mut().for_each(|one| assert!(one.wait().expect("our own child").success()));
+    // What a machine that was busy has left in the spool comes with the next hook.
+    let mut more = 0;
+    wait_until("nothing to be in the spool", || {
+        more += 1;
+        let _ = command(&runs[0]["env"]).output().expect("the hook can be started");
+        if spool.is_empty().unwrap_or(true) { Ok(()) } else { Err(spool.dir().display()) }
+    });
+    let count = runs.len() as u64 + 200 + more;
+    wait_until("all to be there", || match counted(&home, "operations") {
+        operations if operations == count => Ok(()),
+        other => Err(format!("{other} of {count}")),
+    });
+    let events = operations(&home, runs.len() + 200);
+    for (event, run) in events.iter().zip(&runs) {
+        assert_eq!((&event["data"]["env"], &event["data"]["node"]), (&run["env"], &"n1".into()));
+    }
+    let mib = daemon.program.resident_mib();
+    assert!(mib < 64, "{mib} MiB");
     daemon.stop();
 }

@@ -114,7 +114,7 @@ impl HttpConfig {
 pub(crate) struct GanetiConfig {
     /// How far apart in time the reports of one operation may be.
     pub(crate) window: Period,
-    /// What the cluster calls this host, which decides where hooks of TYPE ganeti run; the name of the host unless set.
+    /// What the cluster calls this host, which decides where hooks of TYPE ganeti run; what the hook client on this host is told, or else the name of the host, unless set.
     pub(crate) node: Option<String>,
     /// The spool of the hook client on this host, which is taken in.
     pub(crate) spool: PathBuf,

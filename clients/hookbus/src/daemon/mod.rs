@@ -296,12 +296,19 @@ fn hooks_wait_for_journal(config: &Config) -> bool {
     config.hooks.overflow == Overflow::Spill && config.journal.enabled
 }
 
+/// What Ganeti calls this host: as the configuration says, or that of the hook client, where `hookbus ganeti install` has written it.
+fn ganeti_node(state: &State) -> String {
+    let of_hook = || hookbus_ganeti_hook::config::Reading::of_file(None).config.node;
+    state.config.ganeti.node.clone().or_else(of_hook).unwrap_or_else(|| state.host.clone())
+}
+
 fn start_hooks(state: &State) -> Option<Arc<Hooks>> {
     let (state_dir, dead_letters) = {
         let parts = state.parts.lock();
         (parts.state_dir.clone(), parts.dead_letters.clone()?)
     };
-    let (config, kill_grace) = ((&state.config.hooks, state.config.ganeti.node.as_deref()), state.role.kill_grace());
+    let node = ganeti_node(state);
+    let (config, kill_grace) = ((&state.config.hooks, node.as_str()), state.role.kill_grace());
     let verdicts = Arc::clone(&state.verdicts);
     let (broker, directory) = (&state.broker, state_dir.as_deref());
     let hooks = Hooks::start(broker, config, directory, &dead_letters, &state.encoder, kill_grace, verdicts);
@@ -333,7 +340,7 @@ pub(crate) fn start_bridges(state: &Arc<State>, runtime: &Handle) {
         dead_letters.map(|letters| Bridges::start(&state.broker, &state.config, letters, &state.host, &state.encoder));
     let hooks = hooks_wait_for_journal(&state.config).then(|| start_hooks(state)).flatten();
     let state_dir = state.parts.lock().state_dir.clone();
-    let node = state.config.ganeti.node.as_deref().unwrap_or(&state.host);
+    let node = &ganeti_node(state);
     let sources = Sources::start(&state.broker, &state.config.sources, state_dir.as_deref(), node);
     let ganeti = Ganeti::start(state, state_dir.as_deref(), sources.jobs());
     let mut parts = state.parts.lock();

@@ -97,7 +97,7 @@ impl Hooks {
     /// is, `node` what a Ganeti cluster calls this host; `verdicts` learns what checks of operations say. Between TERM and KILL hooks have `kill_grace`. It blocks: the store is a file.
     pub(crate) fn start(
         broker: &Broker,
-        (config, node): (&HooksConfig, Option<&str>),
+        (config, node): (&HooksConfig, &str),
         state_dir: Option<&Path>,
         dead_letters: &Arc<DeadLetters>,
         encoder: &Encoder,
@@ -121,9 +121,7 @@ impl Hooks {
         options.remote_base_path.clone_from(&config.remote_base_path);
         options.run_if = config.run_if.as_ref().map(RunIf::new);
         options.encoder = encoder.clone();
-        if let Some(node) = node {
-            node.clone_into(&mut options.node);
-        }
+        node.clone_into(&mut options.node);
         options.recorders.push(verdicts);
         if let Ok(store) = &store {
             options.recorders.push(Arc::new(HookLog::new(store.clone(), Arc::clone(dead_letters))));
