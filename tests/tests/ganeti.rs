@@ -2,10 +2,12 @@
 //! directory in which files are replaced as Ganeti replaces them.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::SystemTime;
 
 use futures_util::StreamExt as _;
@@ -671,5 +673,68 @@ fn what_the_hook_reports_arrives() {
     }
     let mib = daemon.program.resident_mib();
     assert!(mib < 64, "{mib} MiB");
+    daemon.stop();
+}
+
+/// An HTTP server may refuse one, too; one that answers nonsense has not answered.
+#[test]
+fn a_check_over_http_may_refuse_an_operation() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let home = Home::new(&format!(
+        "[ganeti]\nnode = \"me\"\ngate_url = \"http://127.0.0.1:{port}/ganeti\"\ngate_token_file = \"TOKEN\"\n"
+    ));
+    let token = home.path().join("token");
+    fs::write(&token, "sesame-sesame-sesame\n").expect("a file");
+    let config =
+        fs::read_to_string(home.config()).expect("the configuration").replace("TOKEN", &token.display().to_string());
+    fs::write(home.config(), config).expect("the configuration");
+    let server = thread::spawn(move || {
+        for answer in [r#"{"verdict":"deny","reason":"not on Fridays"}"#, "nonsense"] {
+            let (mut stream, _) = listener.accept().expect("a question");
+            let mut reader = BufReader::new(stream.try_clone().expect("a stream"));
+            let (mut head, mut length) = (String::new(), 0);
+            loop {
+                let mut line = String::new();
+                reader.read_line(&mut line).expect("a line");
+                if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().expect("a number");
+                }
+                if line.trim().is_empty() {
+                    break;
+                }
+                head += &line;
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).expect("the question");
+            assert!(
+                head.starts_with("POST /ganeti HTTP/1.1") && head.contains("Bearer sesame-sesame-sesame"),
+                "{head}"
+            );
+            let event: Value = serde_json::from_slice(&body).expect("a CloudEvent");
+            assert_eq!(event["type"], "org.ganeti.node-remove.pre");
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n";
+            write!(stream, "{head}content-length: {}\r\n\r\n{answer}", answer.len()).expect("answered");
+        }
+    });
+    let daemon = home.serve();
+    let ask = |id: u32| {
+        let env = json!({"GANETI_HOOKS_PATH": "node-remove", "GANETI_HOOKS_PHASE": "pre", "GANETI_OP_TARGET": "n7",
+            "GANETI_OBJECT_TYPE": "NODE", "GANETI_CLUSTER": "c.example.com", "GANETI_MASTER": "me", "PATH": "/bin"});
+        let report = json!({"id": format!("{id:032x}"), "time": "2026-11-23T02:00:00Z", "node": "me", "env": env});
+        home.request("POST", "/v1/ganeti/gate", &[], report.to_string().as_bytes()).expect("an answer").json()
+    };
+    let refused = ask(1);
+    assert_eq!(refused["verdict"], "deny", "{refused}");
+    assert_eq!(refused["reason"], format!("http://127.0.0.1:{port}: not on Fridays"));
+    let nonsense = ask(2);
+    assert_eq!(nonsense["verdict"], "none", "{nonsense}");
+    assert!(nonsense["reason"].as_str().expect("a text").contains("has given no verdict"), "{nonsense}");
+    server.join().expect("the server was asked twice");
+    let gone = ask(3);
+    assert!(
+        gone["verdict"] == "none" && gone["reason"].as_str().expect("a text").contains("can't be reached"),
+        "{gone}"
+    );
     daemon.stop();
 }

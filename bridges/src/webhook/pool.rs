@@ -61,9 +61,14 @@ pub(super) struct Answer {
 }
 
 impl Pool {
+    /// A pool without a connection yet.
+    pub(super) fn new(origin: Origin, tls: Option<Arc<ClientConfig>>, timeout: Duration) -> Self {
+        Pool { origin, tls, timeout, idle: Mutex::default() }
+    }
+
     /// A pool with its first connection.
     pub(super) async fn open(origin: Origin, tls: Option<Arc<ClientConfig>>, timeout: Duration) -> Result<Self, Fault> {
-        let pool = Pool { origin, tls, timeout, idle: Mutex::default() };
+        let pool = Pool::new(origin, tls, timeout);
         let connection = match timeout_at(Instant::now() + timeout, pool.connect()).await {
             Ok(connected) => connected?,
             Err(_) => return Err(error::too_slow(&pool.origin, "a connection", timeout)),

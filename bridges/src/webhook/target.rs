@@ -4,7 +4,7 @@ use std::fmt;
 
 use percent_encoding::percent_decode_str;
 
-/// A URL in its parts.
+/// A URL in its parts. Its `Debug` shows the server alone.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) origin: Origin,
@@ -12,6 +12,12 @@ pub(super) struct Target {
     pub(super) credentials: Option<(String, String)>,
     /// What stands behind host and port; may be a template.
     pub(super) path: String,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Target({})", self.origin)
+    }
 }
 
 /// Where to connect to.

@@ -29,6 +29,11 @@ pub(super) fn check(config: &mut Config, reader: &mut Reader<'_>) {
 
 /// Whether the checks of operations can be asked.
 fn gate(config: &Config, reader: &mut Reader<'_>) {
+    if let (Some(url), Some(place)) = (&config.ganeti.gate_url, reader.at("ganeti.gate_url"))
+        && let Err(what) = check_url(url.reveal(), &[])
+    {
+        reader.error(place, format!("ganeti.gate_url: {what}"));
+    }
     let (Some(name), Some(place)) = (&config.ganeti.gate_nats, reader.at("ganeti.gate_nats")) else { return };
     let is_nats = |bridge: &&BridgeConfig| matches!(bridge.kind, BridgeKind::Nats(_));
     if !config.bridges.iter().filter(is_nats).any(|bridge| bridge.name == *name) {

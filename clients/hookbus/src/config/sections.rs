@@ -8,7 +8,7 @@ use hookbus_bridges::zeromq::Endpoint;
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{ByteSize, Overflow, Period};
+use super::{ByteSize, Overflow, Period, Url};
 
 /// `[broker]`: the queues inside hookbus.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -120,11 +120,25 @@ pub(crate) struct GanetiConfig {
     pub(crate) spool: PathBuf,
     /// The bridge of type nats at whose server checks are asked whether an operation may begin, at `hookbus-gate.<cluster>.<operation>`.
     pub(crate) gate_nats: Option<String>,
+    /// An HTTP server that is asked the same, by POST.
+    pub(crate) gate_url: Option<Url>,
+    /// A file with the token that is sent to it as `Authorization: Bearer`.
+    pub(crate) gate_token_file: Option<PathBuf>,
+    /// The certificates that its own one is checked with; the system's unless set.
+    pub(crate) gate_ca_file: Option<PathBuf>,
 }
 
 impl Default for GanetiConfig {
     fn default() -> Self {
-        GanetiConfig { window: Period::seconds(60), node: None, spool: "/var/spool/hookbus".into(), gate_nats: None }
+        GanetiConfig {
+            window: Period::seconds(60),
+            node: None,
+            spool: "/var/spool/hookbus".into(),
+            gate_nats: None,
+            gate_url: None,
+            gate_token_file: None,
+            gate_ca_file: None,
+        }
     }
 }
 

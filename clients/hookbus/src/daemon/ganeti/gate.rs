@@ -5,7 +5,8 @@
 //! - hooks of TYPE ganeti and PHASE pre, which say it by their exit code, as scripts in Ganeti's own directories do: 0 lets it begin, anything else
 //!   refuses it, and what they wrote is the reason. A hook with RETRIES answers with its last attempt;
 //! - whoever subscribes on NATS to `hookbus-gate.<cluster>.<operation>`, where `[ganeti] gate_nats` names a bridge whose server that is. The question is the event as a
-//!   CloudEvent, the answer `{"verdict": "allow" or "deny", "reason": "..."}`.
+//!   CloudEvent, the answer `{"verdict": "allow" or "deny", "reason": "..."}`;
+//! - the HTTP server at `[ganeti] gate_url`, by POST, with the same question and the same answer.
 //!
 //! | what they said | verdict |
 //! | --- | --- |
@@ -24,12 +25,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use hookbus_bridges::cloudevents::Encoder;
+use hookbus_bridges::cloudevents::{Encoder, STRUCTURED};
 use hookbus_bridges::delivery::EventName;
 use hookbus_bridges::ganeti::{Phase, Report};
 use hookbus_bridges::nats::NatsRequests;
+use hookbus_bridges::secret::Secret;
+use hookbus_bridges::tls::TlsOptions;
+use hookbus_bridges::webhook::Questions;
 use hookbus_broker::{EventId, Offset, Received};
 use hookbus_hem::{Ending, Kept, Record, Recorder, Trigger};
 use parking_lot::Mutex;
@@ -133,6 +138,7 @@ pub(super) fn time_for(patience: Option<Duration>) -> Duration {
 #[derive(Debug)]
 pub(super) struct Checks {
     nats: Option<NatsRequests>,
+    http: Option<Questions>,
     encoder: Encoder,
 }
 
@@ -145,7 +151,14 @@ impl Checks {
             // As the configuration was told.
             _ => None,
         });
-        Checks { nats, encoder: encoder.clone() }
+        let ganeti = &config.ganeti;
+        let http = ganeti.gate_url.as_ref().and_then(|url| {
+            let token = ganeti.gate_token_file.clone().map(Secret::File);
+            let tls = TlsOptions { ca_file: ganeti.gate_ca_file.clone(), ..TlsOptions::default() };
+            let questions = Questions::new(url.reveal(), token, tls);
+            questions.map_err(|e| tracing::error!("[ganeti] gate_url: {e}; nobody is asked there")).ok()
+        });
+        Checks { nats, http, encoder: encoder.clone() }
     }
 
     /// What all say of an operation: `runs` are those of hooks, `event` is its event, `report` what it was made of.
@@ -163,6 +176,9 @@ impl Checks {
         }
         if let Some(nats) = &self.nats {
             asked.push(Box::pin(self.ask_nats(nats, event, report, deadline)));
+        }
+        if let Some(http) = &self.http {
+            asked.push(Box::pin(self.ask_http(http, event, report, deadline)));
         }
         let (mut yes, mut unsure) = (Vec::new(), None);
         while let Some(verdict) = asked.next().await {
@@ -184,12 +200,27 @@ impl Checks {
     async fn ask_nats(&self, nats: &NatsRequests, event: EventId, report: &Report, deadline: Instant) -> Verdict {
         let parts = ["hookbus-gate", report.run.cluster(), report.run.hooks_path()];
         let subject = EventName::of_parts(parts).address('.', SUBJECT_BYTES);
-        let question = self.encoder.structured(&Received::restored(event, report.message()), None);
+        let question = self.question(event, report);
         let patience = deadline.saturating_duration_since(Instant::now());
         match nats.ask(&subject, question, patience).await {
             Ok(answer) => Verdict::read(&answer, &subject),
             Err(e) => Verdict { verdict: Word::None, reason: e.to_string() },
         }
+    }
+}
+
+impl Checks {
+    async fn ask_http(&self, http: &Questions, event: EventId, report: &Report, deadline: Instant) -> Verdict {
+        let patience = deadline.saturating_duration_since(Instant::now());
+        match http.ask(STRUCTURED, self.question(event, report), patience).await {
+            Ok(answer) => Verdict::read(&answer, &http.place()),
+            Err(reason) => Verdict { verdict: Word::None, reason },
+        }
+    }
+
+    /// The event of the operation, as a CloudEvent.
+    fn question(&self, event: EventId, report: &Report) -> Bytes {
+        self.encoder.structured(&Received::restored(event, report.message()), None)
     }
 }
 
