@@ -738,3 +738,55 @@ fn a_check_over_http_may_refuse_an_operation() {
     );
     daemon.stop();
 }
+
+/// Each master candidate has a daemon of its own. When the master changes, the new one's node reports to its daemon, and what the old one could not
+/// send comes when its daemon is back; nothing is told twice.
+#[test]
+fn a_failover_of_the_master_loses_nothing() {
+    let homes = [Home::new("[journal]\nenabled = true\n"), Home::new("[journal]\nenabled = true\n")];
+    let hook = hookbus().with_file_name("hookbus-ganeti-hook");
+    // Ganeti runs the hook on both nodes, with the same environment.
+    let operation = |master: &str, name: &str| {
+        for (home, node) in homes.iter().zip(["n1", "n2"]) {
+            let (config, dir) = (home.path().join("hook.toml"), home.path().display());
+            let text = format!("socket = \"{dir}/hookbus.sock\"\nspool = \"{dir}/hook-spool\"\nnode = \"{node}\"\n");
+            fs::write(&config, text).expect("a file");
+            let mut command = Command::new(&hook);
+            command.arg("--config").arg(&config).env_clear().stdin(Stdio::null()).env("PATH", "/bin");
+            for (variable, value) in [
+                ("HOOKS_PATH", "instance-start"),
+                ("HOOKS_PHASE", "post"),
+                ("OBJECT_TYPE", "INSTANCE"),
+                ("CLUSTER", "c"),
+                ("MASTER", master),
+                ("OP_TARGET", name),
+            ] {
+                command.env(format!("GANETI_{variable}"), value);
+            }
+            let output = command.output().expect("the hook can be started");
+            assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+        }
+    };
+    // What its daemon has published since it was started, and all that it ever has.
+    let names = |home: &Home, new: u64, all: usize| -> Vec<Value> {
+        wait_until("the operations to be there", || match counted(home, "operations") {
+            operations if operations == new => Ok(()),
+            other => Err(format!("{other} of {new}")),
+        });
+        operations(home, all).iter().map(|event| event["data"]["name"].clone()).collect()
+    };
+    let (first, second) = (homes[0].serve(), homes[1].serve());
+    operation("n1", "before");
+    assert_eq!((names(&homes[0], 1, 1), counted(&homes[1], "operations")), (vec!["before".into()], 0));
+    // The old master's daemon goes away with an operation that it doesn't get; then the other node is the master.
+    first.stop();
+    operation("n1", "meanwhile");
+    operation("n2", "after");
+    assert_eq!(names(&homes[1], 1, 1), ["after"]);
+    let first = homes[0].serve();
+    operation("n1", "again");
+    assert_eq!(names(&homes[0], 2, 3), ["before", "meanwhile", "again"]);
+    assert_eq!(names(&homes[1], 1, 1), ["after"]);
+    first.stop();
+    second.stop();
+}
