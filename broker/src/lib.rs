@@ -34,6 +34,7 @@
 
 mod block;
 mod broker;
+mod clock;
 mod error;
 mod group;
 #[cfg(feature = "journal")]
@@ -50,6 +51,7 @@ mod tree;
 mod wait;
 
 pub use broker::Broker;
+pub use clock::{Clock, SystemClock};
 pub use error::{EndReason, PublishError, TryPublishError, TryRecvError};
 #[cfg(all(feature = "journal", fuzzing))]
 #[doc(hidden)]
@@ -60,8 +62,8 @@ pub use journal::{
     JournalHold, JournalOptions, JournalStats, Lag, OpenReport, Start, SystemDisk, UnreadProbe,
 };
 pub use message::{
-    Clock, Delivery, EventId, Gap, LogId, MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES, Message, Offset, Origin,
-    Received, SystemClock, Timestamp,
+    Delivery, EventId, Gap, LogId, MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES, Message, Offset, Origin, Received,
+    Timestamp,
 };
 pub use options::{BatchLimit, BrokerOptions, Overflow, SubscribeOptions};
 pub use stats::{BrokerStats, SubscriptionStats};

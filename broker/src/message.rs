@@ -112,22 +112,6 @@ impl From<Timestamp> for SystemTime {
     }
 }
 
-/// Where the broker reads the time from; a parameter, so that a simulation can own it.
-pub trait Clock: Send + Sync + fmt::Debug {
-    /// The time now.
-    fn now(&self) -> Timestamp;
-}
-
-/// The operating system's wall clock.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SystemClock;
-
-impl Clock for SystemClock {
-    fn now(&self) -> Timestamp {
-        SystemTime::now().into()
-    }
-}
-
 /// The identity that a message brought from elsewhere (an imported CloudEvent keeps its own `id` and `source`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Origin {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::message::{Clock, LogId, SystemClock};
+use crate::clock::{Clock, SystemClock};
+use crate::message::LogId;
 
 /// How a broker is set up.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::disk::{Disk, SystemDisk};
-use crate::message::{Clock, SystemClock};
+use crate::clock::{Clock, SystemClock};
 
 /// When a message counts as journaled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
