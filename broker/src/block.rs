@@ -66,12 +66,27 @@ const _: () = assert!(crate::message::MAX_KEYS <= KEYS as usize);
 const _: () =
     assert!(16 + 32 + 8 + 2 * 32 + crate::message::MAX_KEYS_BYTES + INLINE_BYTES + 8 < ALIGN * u16::MAX as usize);
 
+/// Where a message stands in the order of messages, and in time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) offset: Offset,
+    pub(crate) time: Timestamp,
+}
+
+impl Place {
+    /// Whether a record at `other` can be told by its distance from here.
+    #[inline]
+    pub(crate) fn reaches(self, other: Place) -> bool {
+        let ahead = other.time.as_millis().wrapping_sub(self.time.as_millis()).cast_signed();
+        u32::try_from(other.offset.get() - self.offset.get()).is_ok() && i32::try_from(ahead).is_ok()
+    }
+}
+
 /// The header of a block; the arena follows it.
 #[repr(C, align(8))]
 pub(crate) struct Block {
     refs: AtomicU64,
-    base_offset: u64,
-    base_time: u64,
+    base: Place,
     /// What it holds, for the account in `Shared::held`; and how much of the arena is used. Written when it is closed.
     bytes: AtomicUsize,
     used: AtomicUsize,
@@ -96,41 +111,40 @@ fn layout(capacity: usize) -> Layout {
 
 impl BlockPtr {
     /// An open block with room for `capacity` bytes of records.
-    pub(crate) fn open(capacity: usize, base_offset: Offset, base_time: Timestamp) -> Self {
+    pub(crate) fn open(capacity: usize, base: Place) -> Self {
         let layout = layout(capacity);
         // SAFETY: the layout is not empty, it has a header.
         let raw = NonNull::new(unsafe { alloc(layout) }.cast::<Block>()).unwrap_or_else(|| handle_alloc_error(layout));
         let block = BlockPtr(raw);
-        block.reopen(capacity, base_offset, base_time, None);
+        block.reopen(capacity, base, None);
         block
     }
 
     /// The same, in a mapping of its own; where there are no more mappings, a block like any other.
-    pub(crate) fn open_apart(capacity: usize, base_offset: Offset, base_time: Timestamp) -> Self {
+    pub(crate) fn open_apart(capacity: usize, base: Place) -> Self {
         let map = MmapMut::map_anon(layout(capacity).size()).ok();
         let Some((map, raw)) = map.and_then(|mut map| NonNull::new(map.as_mut_ptr()).map(|raw| (map, raw))) else {
-            return BlockPtr::open(capacity, base_offset, base_time);
+            return BlockPtr::open(capacity, base);
         };
         // A mapping begins where a page does, so it is aligned, and stays there when its owner moves into it.
         let block = BlockPtr(raw.cast::<Block>());
-        block.reopen(capacity, base_offset, base_time, Some(map));
+        block.reopen(capacity, base, Some(map));
         block
     }
 
     /// Makes a block that was [`emptied`](BlockPtr::empty) an open one again; its capacity stays.
-    pub(crate) fn reuse(self, base_offset: Offset, base_time: Timestamp) {
+    pub(crate) fn reuse(self, base: Place) {
         // SAFETY: the caller got it from `empty`, so nobody else has it.
         let (capacity, map) = unsafe { ((*self.0.as_ptr()).capacity, (*self.0.as_ptr()).map.take()) };
-        self.reopen(capacity, base_offset, base_time, map);
+        self.reopen(capacity, base, map);
     }
 
-    fn reopen(self, capacity: usize, base_offset: Offset, base_time: Timestamp, map: Option<MmapMut>) {
+    fn reopen(self, capacity: usize, base: Place, map: Option<MmapMut>) {
         // SAFETY: the memory is ours alone, just allocated or just emptied.
         unsafe {
             self.0.as_ptr().write(Block {
                 refs: AtomicU64::new(BIAS),
-                base_offset: base_offset.get(),
-                base_time: base_time.as_millis(),
+                base,
                 bytes: AtomicUsize::new(0),
                 used: AtomicUsize::new(0),
                 capacity,
@@ -155,33 +169,19 @@ impl BlockPtr {
         self.header().capacity
     }
 
-    /// Whether a record of this offset and time can be told by its distance from the block's base.
-    pub(crate) fn reaches(self, offset: Offset, time: Timestamp) -> bool {
-        let block = self.header();
-        let ahead = time.as_millis().wrapping_sub(block.base_time).cast_signed();
-        u32::try_from(offset.get() - block.base_offset).is_ok() && i32::try_from(ahead).is_ok()
-    }
-
     /// Writes a record at `at`; the payload is `payload`, or where there is none the message's own, inline.
     ///
     /// # Safety
     /// The caller holds the block open, `at..at + record_size(..)` lies in the arena, is a multiple of 8 and was never given
-    /// to a reader, and the block `reaches` offset and time.
-    pub(crate) unsafe fn write(
-        self,
-        at: usize,
-        offset: Offset,
-        time: Timestamp,
-        message: &Message,
-        payload: Option<Bytes>,
-    ) {
-        let block = self.header();
+    /// to a reader; the block was opened with `base`, which reaches `place`.
+    #[inline]
+    pub(crate) unsafe fn write(self, at: usize, base: Place, place: Place, message: &Message, payload: Option<Bytes>) {
         let inline = payload.is_none();
         let flags = if inline { INLINE } else { 0 } | if message.origin.is_some() { ORIGIN } else { 0 };
         let ends = &message.keys.ends;
         let head = Head {
-            offset: (offset.get() - block.base_offset) as u32, // fits: the block reaches it
-            time: time.as_millis().wrapping_sub(block.base_time) as i32, // likewise
+            offset: (place.offset.get() - base.offset.get()) as u32, // fits: the base reaches it
+            time: place.time.as_millis().wrapping_sub(base.time.as_millis()) as i32, // likewise
             payload_len: payload.as_ref().unwrap_or(&message.payload).len() as u32, // fits: checked at publish
             tag: message.tag,
             flags: flags | ends.len() as u8,                     // fits: at most MAX_KEYS
@@ -309,11 +309,12 @@ impl Record {
     }
 
     pub(crate) fn offset(&self) -> Offset {
-        Offset::new(self.block.header().base_offset + u64::from(self.head().offset))
+        Offset::new(self.block.header().base.offset.get() + u64::from(self.head().offset))
     }
 
     pub(crate) fn time(&self) -> Timestamp {
-        Timestamp::from_millis(self.block.header().base_time.wrapping_add_signed(i64::from(self.head().time)))
+        let base = self.block.header().base.time.as_millis();
+        Timestamp::from_millis(base.wrapping_add_signed(i64::from(self.head().time)))
     }
 
     pub(crate) fn tag(&self) -> u8 {

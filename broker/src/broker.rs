@@ -207,7 +207,10 @@ impl Broker {
 
     #[cfg(feature = "journal")]
     fn journaled_blocking(&self, offset: Offset) -> Result<(), PublishError> {
-        block_on(self.journaled(offset))
+        match self.shared.journal.get() {
+            Some(attached) => block_on(attached.journaled(offset)),
+            None => Ok(()),
+        }
     }
 
     /// Waits for the journal, which is there with the feature `journal` only.

@@ -19,6 +19,8 @@ use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crossbeam_utils::CachePadded;
+
 use crate::block::BlockPtr;
 use crate::member::Member;
 use crate::message::Offset;
@@ -148,11 +150,11 @@ pub(crate) struct Feed {
     pub(crate) run_serial: u64,
     pub(crate) run_end: u32,
     pub(crate) run_mask: u32,
-    /// Whether it takes its messages from the open block or as records of their own, and what that was decided from: how
-    /// much it took in the window of that number.
+    /// Whether it takes its messages from the open block or as records of their own, as was decided when the window of that
+    /// number began for it; and where `tail` and `bytes` stood then.
     pub(crate) dense: bool,
     pub(crate) window: u64,
-    pub(crate) window_messages: u64,
+    pub(crate) window_tail: u64,
     pub(crate) window_bytes: u64,
     /// The batch of publishes in which it was last touched.
     pub(crate) touched: u64,
@@ -160,15 +162,27 @@ pub(crate) struct Feed {
     pub(crate) match_all: bool,
 }
 
-#[repr(align(128))]
+/// What publishers write and readers read, what publishers keep to themselves, and what readers write, on lines of their own
+/// (pairs of them, as processors fetch them): else each look of a reader costs the publisher more than one line.
+#[repr(C)]
 pub(crate) struct Lane {
+    pub(crate) ends: CachePadded<Ends>,
+    pub(crate) feed: CachePadded<Published<Feed>>,
+    pub(crate) readers: CachePadded<Readers>,
+}
+
+/// How far publishers are.
+pub(crate) struct Ends {
     /// Messages ever put in or dropped: the sequence of the next one. Written under the publish lock.
     pub(crate) tail: AtomicU64,
     /// The sequence of the newest entry; written before `tail`.
     pub(crate) newest: AtomicU64,
+}
+
+/// What readers of a lane share.
+pub(crate) struct Readers {
     /// How many members are in `sleeping`.
     pub(crate) sleepers: AtomicUsize,
-    pub(crate) feed: Published<Feed>,
     pub(crate) entries: Mutex<Entries>,
     /// Members that wait to be woken by the next message.
     pub(crate) sleeping: Mutex<Vec<Arc<Member>>>,
@@ -184,11 +198,10 @@ impl Lane {
 
     /// A lane that goes on where another one stands, with the entries that its one member still has to read.
     pub(crate) fn going_on(match_all: bool, tail: u64, bytes: u64, last: Offset, entries: Entries) -> Self {
+        let newest = entries.newest_seq().unwrap_or(NO_ENTRY);
         Lane {
-            tail: AtomicU64::new(tail),
-            newest: AtomicU64::new(entries.newest_seq().unwrap_or(NO_ENTRY)),
-            sleepers: AtomicUsize::new(0),
-            feed: Published::new(Feed {
+            ends: CachePadded::new(Ends { tail: AtomicU64::new(tail), newest: AtomicU64::new(newest) }),
+            feed: CachePadded::new(Published::new(Feed {
                 members: Vec::new(),
                 active: 0,
                 limit: 0,
@@ -200,39 +213,42 @@ impl Lane {
                 run_mask: 0,
                 dense: match_all,
                 window: 0,
-                window_messages: 0,
-                window_bytes: 0,
+                window_tail: tail,
+                window_bytes: bytes,
                 touched: 0,
                 match_all,
+            })),
+            readers: CachePadded::new(Readers {
+                sleepers: AtomicUsize::new(0),
+                entries: Mutex::new(entries),
+                sleeping: Mutex::new(Vec::new()),
             }),
-            entries: Mutex::new(entries),
-            sleeping: Mutex::new(Vec::new()),
         }
     }
 
     /// Puts in one message whose record starts at `at` in `block` and ends at `end`.
     pub(crate) fn push(&self, feed: &mut Feed, block: BlockPtr, serial: u64, at: u32, end: u32, mask: u32) {
-        let seq = self.tail.load(Ordering::Relaxed);
+        let seq = self.ends.tail.load(Ordering::Relaxed);
         if feed.run_serial != serial || feed.run_end != at || feed.run_mask != mask {
-            self.entries.lock().queue.push_back(Entry { seq, block, at, mask, left: feed.active });
-            self.newest.store(seq, Ordering::Release);
+            self.readers.entries.lock().queue.push_back(Entry { seq, block, at, mask, left: feed.active });
+            self.ends.newest.store(seq, Ordering::Release);
             feed.run_serial = serial;
             feed.run_mask = mask;
         }
         feed.run_end = end;
-        self.tail.store(seq + 1, Ordering::Release);
+        self.ends.tail.store(seq + 1, Ordering::Release);
     }
 
     /// Counts one message that its members don't take.
     pub(crate) fn pass_over(&self, feed: &mut Feed) {
         feed.run_serial = 0; // sequences go on without records, so the run can't
-        self.tail.store(self.tail.load(Ordering::Relaxed) + 1, Ordering::Release);
+        self.ends.tail.store(self.ends.tail.load(Ordering::Relaxed) + 1, Ordering::Release);
     }
 
     /// Takes the members that wait to be woken.
     pub(crate) fn take_sleepers(&self) -> Vec<Arc<Member>> {
-        let mut sleeping = self.sleeping.lock();
-        self.sleepers.store(0, Ordering::Relaxed);
+        let mut sleeping = self.readers.sleeping.lock();
+        self.readers.sleepers.store(0, Ordering::Relaxed);
         let members = std::mem::take(&mut *sleeping);
         for member in &members {
             member.listed.store(false, Ordering::Relaxed);

@@ -231,7 +231,7 @@ impl Taken {
 impl Cursor {
     /// The sequence at which what is queued ends.
     fn end(&self) -> u64 {
-        self.dropping.map_or_else(|| self.lane.tail.load(Ordering::Acquire), |d| d.at)
+        self.dropping.map_or_else(|| self.lane.ends.tail.load(Ordering::Acquire), |d| d.at)
     }
 
     /// Messages that wait to be taken.
@@ -248,7 +248,7 @@ impl Cursor {
     /// Tells of one message that matched and is not put into the lane. The caller holds the publish lock.
     pub(crate) fn tell_one(&mut self, offset: Offset) {
         self.count_dropped(1);
-        let at = self.lane.tail.load(Ordering::Relaxed);
+        let at = self.lane.ends.tail.load(Ordering::Relaxed);
         match self.holes.back_mut() {
             Some(hole) if hole.resume == at => {
                 hole.gap.last = offset;
@@ -287,7 +287,7 @@ impl Cursor {
     }
 
     fn open_hole(&self) -> u64 {
-        self.dropping.map_or(0, |d| self.lane.tail.load(Ordering::Relaxed) - d.at)
+        self.dropping.map_or(0, |d| self.lane.ends.tail.load(Ordering::Relaxed) - d.at)
     }
 
     /// Whether a take would yield something, or has a hole to close first.
@@ -356,14 +356,14 @@ impl Cursor {
     fn run_to(&mut self, end: u64) -> (Run, u64) {
         if let Some(mut run) = self.run {
             // `end` was loaded from `tail` before `newest` is loaded here; see the module of lanes.
-            if run.end <= self.seq && self.lane.newest.load(Ordering::Acquire) == run.start {
+            if run.end <= self.seq && self.lane.ends.newest.load(Ordering::Acquire) == run.start {
                 run.end = end;
             }
             if run.end > self.seq {
                 return (run, run.end.min(end));
             }
         }
-        let looked_up = self.lane.entries.lock().advance(&mut self.entry, self.seq);
+        let looked_up = self.lane.readers.entries.lock().advance(&mut self.entry, self.seq);
         let (entry, next) = looked_up.expect("a message that is queued has its entry");
         let known = next.unwrap_or(end);
         let run = match self.run {
@@ -421,15 +421,15 @@ impl Cursor {
             abandoned += reach - self.seq;
             self.seq = reach;
         }
-        self.lane.entries.lock().leave(self.entry);
+        self.lane.readers.entries.lock().leave(self.entry);
         abandoned
     }
 
     /// Goes over to another lane at its end; nothing is queued. The caller holds the publish lock.
     pub(crate) fn join(&mut self, lane: Arc<Lane>, bytes: u64) {
-        self.seq = lane.tail.load(Ordering::Relaxed);
+        self.seq = lane.ends.tail.load(Ordering::Relaxed);
         self.bytes = bytes;
-        self.entry = lane.entries.lock().end();
+        self.entry = lane.readers.entries.lock().end();
         self.run = None;
         self.lane = lane;
     }

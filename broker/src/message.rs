@@ -132,9 +132,15 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
+    /// One key.
+    #[inline]
+    fn one(key: &[u8]) -> Self {
+        Keys { bytes: SmallVec::from_slice(key), ends: SmallVec::from_buf_and_len([end(key.len()), 0, 0, 0], 1) }
+    }
+
     pub(crate) fn push(&mut self, key: &[u8]) {
         self.bytes.extend_from_slice(key);
-        self.ends.push(u32::try_from(self.bytes.len()).unwrap_or(u32::MAX));
+        self.ends.push(end(self.bytes.len()));
     }
 
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> + Clone {
@@ -145,6 +151,11 @@ impl Keys {
             key
         })
     }
+}
+
+/// Where a key ends. What is longer than 4 GiB is refused for its length.
+fn end(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
 }
 
 /// Keys side by side, wherever they are.
@@ -220,10 +231,9 @@ pub struct Message {
 
 impl Message {
     /// A message with one key. What is larger than [`MAX_KEYS_BYTES`] or [`MAX_PAYLOAD_BYTES`] is refused when published.
+    #[inline]
     pub fn new(key: impl AsRef<[u8]>, payload: impl Into<Bytes>) -> Self {
-        let mut keys = Keys::default();
-        keys.push(key.as_ref());
-        Message { keys, payload: payload.into(), time: None, tag: 0, origin: None }
+        Message { keys: Keys::one(key.as_ref()), payload: payload.into(), time: None, tag: 0, origin: None }
     }
 
     /// Adds a key behind those that it has; at most [`MAX_KEYS`] in all.

@@ -187,9 +187,9 @@ impl Subscription {
         let cursor = member.cursor.lock();
         *member.waker.lock() = Some(waker.clone());
         if !member.listed.swap(true, Ordering::Relaxed) {
-            let mut sleeping = cursor.lane.sleeping.lock();
+            let mut sleeping = cursor.lane.readers.sleeping.lock();
             sleeping.push(Arc::clone(member));
-            cursor.lane.sleepers.store(sleeping.len(), Ordering::Relaxed);
+            cursor.lane.readers.sleepers.store(sleeping.len(), Ordering::Relaxed);
         }
         // Either a publisher sees that we are about to sleep, or we see what it has put into the lane.
         fence(Ordering::SeqCst);

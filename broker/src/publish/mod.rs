@@ -48,9 +48,10 @@ use std::task::Waker;
 
 use bytes::Bytes;
 use crossbeam_epoch::Guard;
+use crossbeam_utils::CachePadded;
 use smallvec::SmallVec;
 
-use crate::block::{BlockPtr, INLINE_BYTES, record_size};
+use crate::block::{BlockPtr, INLINE_BYTES, Place, record_size};
 use crate::error::{PublishError, TryPublishError};
 use crate::group::{Group, GroupRef, Index, Sets};
 use crate::lane::{ALL_KEYS, Feed, Lane};
@@ -77,21 +78,26 @@ const POOL_BLOCKS: usize = 4;
 /// Messages of a batch that are published without letting go of the lock.
 const BATCH_MESSAGES: usize = 256;
 
-/// A broker.
+/// A broker. What publishers write and what readers write is kept apart, so that neither takes lines from the other.
 pub(crate) struct Shared {
     pub(crate) options: BrokerOptions,
     tree: PrefixTree<GroupRef>,
     pub(crate) sets: Mutex<Sets>,
-    publishing: Mutex<Publishing>,
-    /// What closed blocks cost, in bytes.
-    held: AtomicUsize,
+    publishing: CachePadded<Mutex<Publishing>>,
+    freed: CachePadded<Freed>,
     /// Records and payloads of a block, in bytes.
     arena_bytes: usize,
     block_payload_bytes: usize,
     pub(crate) abandoned: AtomicU64,
-    pool: Mutex<Vec<BlockPtr>>,
     #[cfg(feature = "journal")]
     pub(crate) journal: std::sync::OnceLock<crate::journal::Attached>,
+}
+
+/// What is written when a block is closed or freed.
+struct Freed {
+    /// What closed blocks cost, in bytes.
+    held: AtomicUsize,
+    pool: Mutex<Vec<BlockPtr>>,
 }
 
 /// What publishers own.
@@ -126,8 +132,12 @@ pub(crate) struct Publishing {
 // SAFETY: the raw pointers in `hits` and `touched` are only used while the lock is held that they were put there under.
 unsafe impl Send for Publishing {}
 
+/// The block that is written to. Of what stands in its header too, publishers have a copy here: there it lies beside what readers
+/// count down, on a line that their cores fetch from ours.
 struct Open {
     block: BlockPtr,
+    base: Place,
+    capacity: usize,
     used: usize,
     payload: usize,
     given: u64,
@@ -239,10 +249,9 @@ impl Shared {
             options,
             tree: PrefixTree::new(),
             sets: Mutex::new(Sets::default()),
-            publishing: Mutex::new(publishing),
-            held: AtomicUsize::new(0),
+            publishing: CachePadded::new(Mutex::new(publishing)),
+            freed: CachePadded::new(Freed { held: AtomicUsize::new(0), pool: Mutex::new(Vec::new()) }),
             abandoned: AtomicU64::new(0),
-            pool: Mutex::new(Vec::new()),
             #[cfg(feature = "journal")]
             journal: std::sync::OnceLock::new(),
         }
@@ -256,7 +265,11 @@ impl Shared {
         result
     }
 
+    #[inline]
     fn unlock(&self, mut p: MutexGuard<'_, Publishing>) {
+        if p.wake.is_empty() {
+            return;
+        }
         let wake = std::mem::take(&mut p.wake);
         drop(p);
         wake.into_iter().for_each(Waker::wake);
@@ -356,7 +369,7 @@ impl Shared {
             gate.take(record_bytes);
         }
         if !p.hits.is_empty() {
-            self.deliver(p, message, time, offset, &survey);
+            self.deliver(p, message, Place { offset, time }, &survey);
         }
         Ok(offset)
     }
@@ -379,7 +392,7 @@ impl Shared {
         Ok(crate::journal::record_size(message))
     }
 
-    fn deliver(&self, p: &mut Publishing, message: &mut Message, time: Timestamp, offset: Offset, survey: &Survey) {
+    fn deliver(&self, p: &mut Publishing, message: &mut Message, place: Place, survey: &Survey) {
         let size = message.size_bytes() as u64;
         let inline = message.payload.len() <= INLINE_BYTES;
         // Whether the payload is a slice of something that others hold, too. Asked before it is shared with the open block.
@@ -388,8 +401,7 @@ impl Shared {
         if survey.dense {
             let need = record_size(message, inline);
             let shared = if inline { 0 } else { message.payload.len() };
-            self.make_open(p, need, shared, offset, time);
-            let open = p.open.as_mut().expect("just made");
+            let open = self.make_open(p, need, shared, place);
             let at = open.used;
             let payload = match (inline, survey.sparse) {
                 (true, _) => None,
@@ -397,12 +409,12 @@ impl Shared {
                 (false, false) => Some(std::mem::take(&mut message.payload)),
             };
             // SAFETY: `make_open` has made room for the record and checked its reach; `used` is where nothing was written yet.
-            unsafe { open.block.write(at, offset, time, message, payload) };
+            unsafe { open.block.write(at, open.base, place, message, payload) };
             open.used += need;
             open.payload += shared;
             dense = Some((open.block, at as u32, (at + need) as u32));
         }
-        let single = survey.sparse.then(|| single(message, time, offset, detach));
+        let single = survey.sparse.then(|| single(message, place, detach));
         let (mut dense_given, mut single_given) = (0, 0);
         let all = u32::MAX >> (32 - message.keys.ends.len().clamp(1, 32));
         for i in 0..p.hits.len() {
@@ -412,13 +424,11 @@ impl Shared {
             for lane in &fan.lanes {
                 // SAFETY: we hold the publish lock, and look at one lane at a time.
                 let feed = unsafe { lane.feed.get() };
-                feed.last = offset;
+                feed.last = place.offset;
                 if feed.active == 0 {
                     lane.pass_over(feed);
                     continue;
                 }
-                feed.window_messages += 1;
-                feed.window_bytes += size;
                 feed.bytes += size;
                 if feed.dense {
                     let (block, at, end) = dense.expect("the survey saw this lane");
@@ -440,7 +450,7 @@ impl Shared {
             open.given += dense_given;
         }
         if let Some((single, bytes)) = single {
-            self.held.fetch_add(bytes, Ordering::Relaxed);
+            self.freed.held.fetch_add(bytes, Ordering::Relaxed);
             if single.close(single.capacity(), bytes, single_given) {
                 self.free(single);
             }
@@ -454,35 +464,40 @@ impl Shared {
         }
     }
 
-    /// Makes sure that the open block has room for a record of `need` bytes of that offset and time.
-    fn make_open(&self, p: &mut Publishing, need: usize, payload: usize, offset: Offset, time: Timestamp) {
-        if let Some(open) = &p.open {
-            let room = open.used + need <= open.block.capacity()
-                && (open.payload == 0 || open.payload + payload <= self.block_payload_bytes);
-            if room && open.block.reaches(offset, time) {
-                return;
-            }
-            self.close_open(p);
+    /// The open block, with room for a record of `need` bytes at that place.
+    #[inline]
+    fn make_open<'p>(&self, p: &'p mut Publishing, need: usize, payload: usize, place: Place) -> &'p mut Open {
+        let has_room = p.open.as_ref().is_some_and(|open| {
+            open.used + need <= open.capacity
+                && (open.payload == 0 || open.payload + payload <= self.block_payload_bytes)
+                && open.base.reaches(place)
+        });
+        if !has_room {
+            self.open_next(p, need, place);
         }
-        let recycled = if need <= self.arena_bytes { self.pool.lock().pop() } else { None };
+        p.open.as_mut().expect("just looked at, or just made")
+    }
+
+    #[cold]
+    fn open_next(&self, p: &mut Publishing, need: usize, place: Place) {
+        self.close_open(p);
+        let recycled = if need <= self.arena_bytes { self.freed.pool.lock().pop() } else { None };
         let block = match recycled {
             Some(block) => {
-                block.reuse(offset, time);
+                block.reuse(place);
                 block
             }
-            None if self.closed_bytes() > BACKLOG_BYTES => {
-                BlockPtr::open_apart(need.max(self.arena_bytes), offset, time)
-            }
-            None => BlockPtr::open(need.max(self.arena_bytes), offset, time),
+            None if self.closed_bytes() > BACKLOG_BYTES => BlockPtr::open_apart(need.max(self.arena_bytes), place),
+            None => BlockPtr::open(need.max(self.arena_bytes), place),
         };
         p.serial += 1;
-        p.open = Some(Open { block, used: 0, payload: 0, given: 0 });
+        p.open = Some(Open { block, base: place, capacity: block.capacity(), used: 0, payload: 0, given: 0 });
     }
 
     fn close_open(&self, p: &mut Publishing) {
         if let Some(open) = p.open.take() {
             let bytes = open.cost();
-            self.held.fetch_add(bytes, Ordering::Relaxed);
+            self.freed.held.fetch_add(bytes, Ordering::Relaxed);
             if open.block.close(open.used, bytes, open.given) {
                 self.free(open.block);
             }
@@ -507,12 +522,12 @@ impl Shared {
 
     /// What all blocks but the open one cost now, in bytes.
     pub(crate) fn closed_bytes(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
+        self.freed.held.load(Ordering::Relaxed)
     }
 
     /// What all blocks cost now, in bytes.
     pub(crate) fn total(&self, p: &Publishing) -> usize {
-        self.held.load(Ordering::Relaxed) + p.open.as_ref().map_or(0, Open::cost)
+        self.freed.held.load(Ordering::Relaxed) + p.open.as_ref().map_or(0, Open::cost)
     }
 
     /// Gives back deliveries that are done with.
@@ -528,9 +543,9 @@ impl Shared {
         let bytes = block.bytes();
         // SAFETY: the caller was told that these were the last references.
         unsafe { block.empty() };
-        self.held.fetch_sub(bytes, Ordering::Relaxed);
+        self.freed.held.fetch_sub(bytes, Ordering::Relaxed);
         if block.capacity() == self.arena_bytes {
-            let mut pool = self.pool.lock();
+            let mut pool = self.freed.pool.lock();
             if pool.len() < POOL_BLOCKS {
                 pool.push(block);
                 return;
@@ -542,7 +557,7 @@ impl Shared {
 }
 
 /// A block of this one record, and what it costs in bytes. `detach` asks for a copy of the payload.
-fn single(message: &Message, time: Timestamp, offset: Offset, detach: bool) -> (BlockPtr, usize) {
+fn single(message: &Message, place: Place, detach: bool) -> (BlockPtr, usize) {
     let len = message.payload.len();
     let inline = len <= INLINE_BYTES || detach && len <= SINGLE_INLINE_BYTES;
     let payload = match (inline, detach) {
@@ -551,9 +566,9 @@ fn single(message: &Message, time: Timestamp, offset: Offset, detach: bool) -> (
         (false, false) => Some(message.payload.clone()),
     };
     let need = record_size(message, inline);
-    let block = BlockPtr::open(need, offset, time);
+    let block = BlockPtr::open(need, place);
     // SAFETY: the block is new and has just the room for this record.
-    unsafe { block.write(0, offset, time, message, payload) };
+    unsafe { block.write(0, place, place, message, payload) };
     (block, need + if inline { 0 } else { len })
 }
 
@@ -576,7 +591,7 @@ fn check(message: &Message) -> Result<(), PublishError> {
 
 impl Open {
     fn cost(&self) -> usize {
-        self.block.capacity() + self.payload
+        self.capacity + self.payload
     }
 }
 
@@ -596,7 +611,7 @@ impl Feed {
     /// Whether one more message of `size` bytes may be over a member's high-water mark, as readers stand now.
     fn is_over(&mut self, lane: &Lane, size: u64) -> bool {
         self.refresh();
-        lane.tail.load(Ordering::Relaxed) >= self.limit || self.bytes + size > self.limit_bytes
+        lane.ends.tail.load(Ordering::Relaxed) >= self.limit || self.bytes + size > self.limit_bytes
     }
 
     /// Asks the members anew where they will be full.
@@ -639,14 +654,14 @@ impl Publishing {
                     continue;
                 }
                 if feed.window != window.number {
-                    feed.judge(window);
+                    feed.judge(window, lane.ends.tail.load(Ordering::Relaxed));
                 }
                 if feed.dense {
                     survey.dense = true;
                 } else {
                     survey.sparse = true;
                 }
-                let over = lane.tail.load(Ordering::Relaxed) >= feed.limit || feed.bytes + size > feed.limit_bytes;
+                let over = lane.ends.tail.load(Ordering::Relaxed) >= feed.limit || feed.bytes + size > feed.limit_bytes;
                 survey.full |= over;
             }
             fan.mask != 0
@@ -664,7 +679,7 @@ impl Publishing {
         for lane in self.touched.drain(..) {
             // SAFETY: lanes go only under the publish lock, and this one was there in this round.
             let lane = unsafe { lane.as_ref() };
-            if lane.sleepers.load(Ordering::Relaxed) != 0 {
+            if lane.readers.sleepers.load(Ordering::Relaxed) != 0 {
                 for member in lane.take_sleepers() {
                     self.wake.extend(member.waker.lock().take());
                 }
@@ -674,23 +689,25 @@ impl Publishing {
 }
 
 impl Feed {
-    /// Decides for this window whether the lane is dense, by what it took in the last one.
-    fn judge(&mut self, window: &Window) {
+    /// Decides for this window whether the lane is dense, by what it took in the last one. (What was dropped meanwhile counts as a
+    /// message of no bytes.)
+    fn judge(&mut self, window: &Window, tail: u64) {
+        let (messages, bytes) = (tail - self.window_tail, self.bytes - self.window_bytes);
         self.dense = if self.window + 1 == window.number {
-            self.window_messages * 4 >= window.last_messages && self.window_bytes * 4 >= window.last_bytes
+            messages * 4 >= window.last_messages && bytes * 4 >= window.last_bytes
         } else {
             self.window == 0 && self.match_all
         };
         self.window = window.number;
-        self.window_messages = 0;
-        self.window_bytes = 0;
+        self.window_tail = tail;
+        self.window_bytes = self.bytes;
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         self.with_publishing(|p| self.close_open(p));
-        for block in self.pool.lock().drain(..) {
+        for block in self.freed.pool.lock().drain(..) {
             // SAFETY: blocks in the pool are empty, and nobody else has them.
             unsafe { block.free() };
         }

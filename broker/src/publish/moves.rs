@@ -49,9 +49,9 @@ impl Publishing {
     /// Leaves a member to be woken whatever it waits for.
     pub(super) fn rouse(&mut self, member: &Arc<Member>, cursor: &Cursor) {
         if member.listed.swap(false, Ordering::Relaxed) {
-            let mut sleeping = cursor.lane.sleeping.lock();
+            let mut sleeping = cursor.lane.readers.sleeping.lock();
             sleeping.retain(|m| !Arc::ptr_eq(m, member));
-            cursor.lane.sleepers.store(sleeping.len(), Ordering::Relaxed);
+            cursor.lane.readers.sleepers.store(sleeping.len(), Ordering::Relaxed);
         }
         self.wake.extend(member.waker.lock().take());
     }
@@ -71,7 +71,7 @@ impl Publishing {
     /// Takes a member that has nothing queued out of its lane.
     pub(super) fn take_out(&mut self, member: &Arc<Member>, cursor: &mut Cursor) {
         self.rouse(member, cursor);
-        cursor.lane.entries.lock().leave(cursor.entry);
+        cursor.lane.readers.entries.lock().leave(cursor.entry);
         // SAFETY: we hold the publish lock, and no other feed.
         let feed = unsafe { cursor.lane.feed.get() };
         feed.members.retain(|m| !Arc::ptr_eq(m, member));
@@ -101,18 +101,18 @@ impl Publishing {
             self.remove_lane(member, &cursor.lane);
             return;
         }
-        let mut entries = cursor.lane.entries.lock();
+        let mut entries = cursor.lane.readers.entries.lock();
         let own = entries.tail_for_one(cursor.entry);
         entries.leave(cursor.entry);
         drop(entries);
-        let tail = cursor.lane.tail.load(Ordering::Relaxed);
+        let tail = cursor.lane.ends.tail.load(Ordering::Relaxed);
         let lane = Arc::new(Lane::going_on(feed.match_all, tail, feed.bytes, feed.last, own));
         feed.members.retain(|m| !Arc::ptr_eq(m, member));
         feed.active -= 1;
         // SAFETY: the lane is new.
         let new = unsafe { lane.feed.get() };
-        (new.dense, new.window, new.window_messages, new.window_bytes) =
-            (feed.dense, feed.window, feed.window_messages, feed.window_bytes);
+        (new.dense, new.window, new.window_tail, new.window_bytes) =
+            (feed.dense, feed.window, feed.window_tail, feed.window_bytes);
         new.members.push(Arc::clone(member));
         new.active = 1;
         new.refresh();
@@ -196,7 +196,7 @@ impl Publishing {
 
     /// From here on, messages are dropped for this member, which has a lane of its own.
     pub(super) fn start_dropping(&mut self, member: &Arc<Member>, cursor: &mut Cursor) {
-        let at = cursor.lane.tail.load(Ordering::Relaxed);
+        let at = cursor.lane.ends.tail.load(Ordering::Relaxed);
         cursor.dropping = Some(Dropping { at, first: Offset::new(self.next) });
         // SAFETY: we hold the publish lock, and no other feed.
         unsafe { cursor.lane.feed.get() }.active = 0;
@@ -205,7 +205,7 @@ impl Publishing {
 
     pub(super) fn stop_dropping(&mut self, cursor: &mut Cursor, member: &Arc<Member>) {
         let Some(dropping) = cursor.dropping.take() else { return };
-        let resume = cursor.lane.tail.load(Ordering::Relaxed);
+        let resume = cursor.lane.ends.tail.load(Ordering::Relaxed);
         // SAFETY: we hold the publish lock, and no other feed.
         let last = unsafe { cursor.lane.feed.get() }.last;
         let count = resume - dropping.at;
