@@ -1,7 +1,6 @@
 //! What writer and readers of one journal share.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -14,7 +13,7 @@ use parking_lot::Mutex;
 use super::cursor::CursorFile;
 use super::error::JournalError;
 use super::meta::RESERVE;
-use super::open::SLACK;
+use super::open::{DirLock, SLACK};
 use super::options::JournalOptions;
 use super::reader::successor;
 use super::segment::Segment;
@@ -27,7 +26,7 @@ pub(crate) struct Log {
     pub(crate) id: LogId,
     pub(super) salt: u32,
     /// Held for as long as anybody may write below the directory.
-    _lock: File,
+    _lock: DirLock,
     pub(super) segments: Mutex<VecDeque<Arc<Segment>>>,
     /// Offsets below it are in the journal as durably as was asked for, as messages or as gaps.
     watermark: AtomicU64,
@@ -72,7 +71,7 @@ impl Log {
     pub(super) fn new(
         options: JournalOptions,
         (id, salt): (LogId, u32),
-        lock: File,
+        lock: DirLock,
         segments: VecDeque<Arc<Segment>>,
         next: u64,
         holes: Vec<(u64, u64)>,

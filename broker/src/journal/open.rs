@@ -147,8 +147,19 @@ impl Journal {
     }
 }
 
-/// Takes the lock that keeps other processes out.
-fn lock(path: &Path) -> Result<File, JournalError> {
+/// The lock that keeps others out; as long as it lives.
+#[derive(Debug)]
+pub(super) struct DirLock(File);
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Not by closing it alone: a process that is being spawned has it, too, until it has become its program.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// Takes the lock that keeps others out.
+fn lock(path: &Path) -> Result<DirLock, JournalError> {
     let file = path.join("lock");
     let lock = File::options()
         .write(true)
@@ -157,7 +168,7 @@ fn lock(path: &Path) -> Result<File, JournalError> {
         .open(&file)
         .map_err(JournalError::io("open", &file))?;
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(DirLock(lock)),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(JournalError::InUse { path: path.to_owned() }),
         Err(e) => Err(JournalError::Io { path: file, deed: "lock", source: e.into() }),
     }
