@@ -357,6 +357,7 @@ impl Shared {
         if let Some(group) = group {
             sets.leave(self, &group);
         }
+        self.reclaim_from(1); // a group may hold much more than a node
         drop(sets);
         self.release(&mut pins);
         tell_waiters(waiters);
@@ -378,6 +379,7 @@ impl Shared {
             if let Some(group) = group {
                 sets.leave(self, &group);
             }
+            self.reclaim_from(1);
         }
         changed.count
     }

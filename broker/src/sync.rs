@@ -1,14 +1,14 @@
 //! The locks and atomics of the crate, in one place, so that loom can stand in for them (`--cfg hookbus_loom`).
 //!
 //! What loom replaces: the locks and the atomics of lanes, subscriptions and blocks, and thread parking. What it doesn't: the
-//! prefix tree's epochs (crossbeam's), which loom sees as steps that are never interleaved, and plain `Arc`s.
+//! prefix tree, whose walks and changes it sees as steps that are never interleaved, and plain `Arc`s.
 //!
 //! # Lock order
 //!
 //! 1. `Shared::sets`: which subscription has which prefixes;
 //! 2. `Shared::publishing`: the order of messages, and everything a publish writes;
 //! 3. `Member::cursor`: how far one subscription has read;
-//! 4. `Lane::entries`, `Lane::sleeping`, `Member::waker`, `Shared::pool`: leaves, held for a few instructions.
+//! 4. `Readers::entries`, `Readers::sleeping`, `Member::waker`, `Freed::pool`, the prefix tree's writers': leaves, held for a few instructions.
 //!
 //! No waker is called while any of them is held.
 

@@ -2,28 +2,31 @@
 //!
 //! The tree holds pairs of a byte prefix and a value, and answers for a key: which values stand at prefixes of it. That
 //! is the question a publisher asks for each key of each message, with 100,000 prefixes as a normal case; prefixes come
-//! and go while it asks. So readers take no lock, write nothing shared, and allocate nothing: they walk from the root to
+//! and go while it asks. So a walk takes no lock, writes nothing, and allocates nothing: it goes from the root to
 //! the end of the key, one node a level, one or two cache lines a node ([`node`]).
 //!
 //! # How it changes
 //!
 //! Writers are serialised by a mutex. A change builds new nodes beside the tree, then swaps one pointer, in the parent;
-//! readers see the tree before or after it. What the swap took out of reach is freed once every reader that was on its
-//! way has gone (epochs: `crossbeam_epoch`; K. Fraser, Practical lock-freedom, 2004). A reader on an old node goes on from
-//! there through the nodes of its time; all of them were retired after it came, so they stay for it.
+//! a walk sees the tree before or after it. What the swap took out of reach is *retired*: a walk on an old node goes on from
+//! there through the nodes of its time, so they stay until it is over.
 //!
-//! - A value that is there before a reader starts and after it has finished is seen by it, whatever else changes.
+//! When that is, the [`Reader`] shows. There is one for each tree, and to walk takes a reference to it; who has it for himself
+//! ([`reclaim`](PrefixTree::reclaim)) knows that no walk is under way, and may free what was retired. The broker's publishers have
+//! the reader under their lock, which they hold anyway: so a walk pays nothing for the safety of nodes, where epochs or hazard
+//! pointers would cost it an atomic operation, and a change takes that lock for a moment, once for many nodes. (It is RCU,
+//! with a lock for a grace period: P. McKenney, Is Parallel Programming Hard, 9.5.)
+//!
+//! - A value that is there before a walk starts and after it has finished is seen by it, whatever else changes.
 //! - A value that is inserted or removed meanwhile may or may not be seen. Of two insertions during one walk the later
 //!   may be seen and the earlier not.
 //!
 //! Nodes without a value and with less than two children are merged away, so the tree's shape depends on what is in it and
 //! not on its history, and memory comes back.
 //!
-//! Values are cloned when a node is rewritten; the clones go with the old node, by epoch. A removal, and an insertion that
-//! made clones, hands its garbage over at once instead of keeping it with its thread until there is more: a value is
-//! dropped within the next few hundred pins of any threads, also when this one never comes again.
+//! Values are cloned when a node is rewritten; the clones go with the old node.
 //!
-//! Under `--cfg hookbus_loom` this module uses the same atomics and epochs as otherwise: loom does not look into it. What stands
+//! Under `--cfg hookbus_loom` this module uses the same atomics as otherwise: loom does not look into it. What stands
 //! for it are the tests beside it, under AddressSanitizer and ThreadSanitizer:
 //!
 //! ```text
@@ -32,10 +35,7 @@
 //! ```
 //!
 //! (`PROPTEST_CASES=32` shortens them; everything is many times slower there.)
-//!
-//! crossbeam-epoch's build script sees the thread sanitizer in `CARGO_CFG_SANITIZE` and then orders by loads what it
-//! otherwise orders by fences, which the sanitizer does not know.
-#![allow(unsafe_code, reason = "readers hold plain references to nodes that an epoch keeps alive")]
+#![allow(unsafe_code, reason = "walks go over nodes that others retire, and that are freed when no walk is under way")]
 
 mod node;
 #[cfg(test)]
@@ -47,38 +47,119 @@ use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crossbeam_epoch::Guard;
 use parking_lot::Mutex;
 
 use node::{Link, Node, NodeBuilder, NodeRef};
-use values::{Change, Values, ValuesRef};
+use values::{Change, Killed, Values, ValuesRef};
 
 /// A set of pairs of a prefix and a value.
 pub(crate) struct PrefixTree<V> {
     root: Link<V>,
-    writer: Writer,
+    writer: Writer<V>,
     owns: PhantomData<V>,
 }
 
 /// What only writers touch, on lines of its own: the root is read by every publisher.
 #[repr(align(128))]
-struct Writer {
-    lock: Mutex<()>,
-    /// Changed by the holder of the lock.
+struct Writer<V> {
+    /// What was taken out and not yet freed; its lock is the writers'.
+    retired: Mutex<Retired<V>>,
+    /// How many pairs the tree has, and how much is retired; changed by the holder of the lock.
     len: AtomicUsize,
+    retired_len: AtomicUsize,
+    #[cfg(debug_assertions)]
+    name: usize,
+}
+
+/// The right to walk through a tree; each has one.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    /// The name of the tree that it is of.
+    #[cfg(debug_assertions)]
+    tree: usize,
+}
+
+/// What was taken out of a tree; freed when this is dropped.
+pub(crate) struct Retired<V>(Vec<Out<V>>);
+
+enum Out<V> {
+    Node(NonNull<Node<V>>),
+    Value(Killed<V>),
+}
+
+// SAFETY: the nodes and values are no longer reached through the tree and belong to whoever has this; values may be sent.
+unsafe impl<V: Send + Sync> Send for Retired<V> {}
+
+impl<V> Retired<V> {
+    /// Takes over a node that was taken out of the tree.
+    fn node(&mut self, node: NodeRef<'_, V>) {
+        self.0.push(Out::Node(node.as_ptr()));
+    }
+
+    fn value(&mut self, value: Killed<V>) {
+        self.0.push(Out::Value(value));
+    }
+}
+
+impl<V> Drop for Retired<V> {
+    fn drop(&mut self) {
+        for out in self.0.drain(..) {
+            // SAFETY: each was retired once, after it was taken out of reach under the lock. A walk that can still see it borrows the
+            // reader and the tree; whoever drops this has had one of them for himself since.
+            unsafe {
+                match out {
+                    Out::Node(node) => Node::free(node),
+                    Out::Value(value) => value.free(),
+                }
+            }
+        }
+    }
 }
 
 impl<V> PrefixTree<V>
 where
     V: Clone + Eq + Send + Sync + 'static,
 {
-    /// An empty tree.
-    pub(crate) fn new() -> Self {
-        PrefixTree {
-            root: Link::new(ptr::null_mut()),
-            writer: Writer { lock: Mutex::new(()), len: AtomicUsize::new(0) },
-            owns: PhantomData,
-        }
+    /// An empty tree, and the right to walk through it.
+    pub(crate) fn new() -> (Self, Reader) {
+        #[cfg(debug_assertions)]
+        let name = {
+            static TREES: AtomicUsize = AtomicUsize::new(0);
+            TREES.fetch_add(1, Ordering::Relaxed)
+        };
+        let writer = Writer {
+            retired: Mutex::new(Retired(Vec::new())),
+            len: AtomicUsize::new(0),
+            retired_len: AtomicUsize::new(0),
+            #[cfg(debug_assertions)]
+            name,
+        };
+        let reader = Reader {
+            #[cfg(debug_assertions)]
+            tree: name,
+        };
+        (PrefixTree { root: Link::new(ptr::null_mut()), writer, owns: PhantomData }, reader)
+    }
+
+    /// Takes the nodes and values that were retired until now: nobody can be looking at them any more. Drop them where
+    /// destructors of values may run.
+    pub(crate) fn reclaim(&self, reader: &mut Reader) -> Retired<V> {
+        self.check(reader);
+        let mut retired = self.writer.retired.lock();
+        self.writer.retired_len.store(0, Ordering::Relaxed);
+        std::mem::replace(&mut retired, Retired(Vec::new()))
+    }
+
+    /// How many nodes and values wait to be [reclaimed](PrefixTree::reclaim).
+    pub(crate) fn retired_len(&self) -> usize {
+        self.writer.retired_len.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn check(&self, reader: &Reader) {
+        #[cfg(debug_assertions)]
+        assert_eq!(reader.tree, self.writer.name, "the reader of another tree does not keep this one's nodes");
+        let _ = reader;
     }
 
     /// The number of pairs.
@@ -89,17 +170,13 @@ where
     /// Calls `f` with each value at each prefix of `key`, the shortest prefix first. A value that stands at several of
     /// them comes several times.
     ///
-    /// `guard` comes from [`crossbeam_epoch::pin`], as all guards in this crate do. It may be used for many calls; while
-    /// it lives, nothing that was taken out of the tree is freed.
+    /// What it finds stays for as long as `reader`, which is this tree's, is borrowed.
     #[inline]
-    pub(crate) fn for_each_match<'g>(&self, key: &[u8], guard: &'g Guard, mut f: impl FnMut(&'g V)) {
-        debug_assert!(
-            guard.collector() == Some(crossbeam_epoch::default_collector()),
-            "a guard of another collector does not keep this tree's nodes"
-        );
+    pub(crate) fn for_each_match<'g>(&'g self, key: &[u8], reader: &'g Reader, mut f: impl FnMut(&'g V)) {
+        self.check(reader);
         let mut rest = key;
         let mut link = &self.root;
-        // SAFETY: writers retire nodes through the collector that `guard` has pinned, and the tree's destructor does, too:
+        // SAFETY: nodes that are taken out are retired, and freed by whoever has this tree's one reader, or the tree, for himself:
         // whatever can be reached now stays for 'g.
         while let Some(node) = unsafe { NodeRef::<'g, V>::follow(link) } {
             let label = node.label();
@@ -129,37 +206,34 @@ where
     /// Values are compared and cloned under the writers' lock: `Eq` and `Clone` must not come back to this tree. Their
     /// destructors may.
     pub(crate) fn insert(&self, prefix: &[u8], value: V) -> bool {
-        // Pinned before the lock is taken: pinning may run destructors of values, and these may come back to this tree.
-        let guard = crossbeam_epoch::pin();
-        let locked = self.writer.lock.lock();
-        let change = self.insert_locked(prefix, value, &guard);
-        if change.is_some() {
+        let mut retired = self.writer.retired.lock();
+        let inserted = self.insert_locked(prefix, value, &mut retired);
+        if inserted {
             self.writer.len.fetch_add(1, Ordering::Relaxed);
+            self.writer.retired_len.store(retired.0.len(), Ordering::Relaxed);
         }
-        drop(locked);
-        finish(change, &guard)
+        inserted
     }
 
     /// Takes a pair out; false if it wasn't there.
     pub(crate) fn remove(&self, prefix: &[u8], value: &V) -> bool {
-        let guard = crossbeam_epoch::pin();
-        let locked = self.writer.lock.lock();
-        let change = self.remove_locked(prefix, value, &guard);
-        if change.is_some() {
+        let mut retired = self.writer.retired.lock();
+        let removed = self.remove_locked(prefix, value, &mut retired).is_some();
+        if removed {
             self.writer.len.fetch_sub(1, Ordering::Relaxed);
+            self.writer.retired_len.store(retired.0.len(), Ordering::Relaxed);
         }
-        drop(locked);
-        finish(change, &guard)
+        removed
     }
 
-    fn insert_locked(&self, prefix: &[u8], value: V, guard: &Guard) -> Option<Garbage> {
+    fn insert_locked(&self, prefix: &[u8], value: V, retired: &mut Retired<V>) -> bool {
         let mut rest = prefix;
         let mut link = &self.root;
         loop {
             // SAFETY: the lock is held, and only its holder takes nodes out.
             let Some(node) = (unsafe { NodeRef::follow(link) }) else {
                 link.store(leaf(rest, value).as_ptr(), Ordering::Release);
-                return Some(Garbage::Nodes);
+                return true;
             };
             let label = node.label();
             let common = common_len(label, rest);
@@ -171,15 +245,17 @@ where
                     None => fork(upper, Values::One(value), &mut [lower]),
                     Some((&byte, rest)) => fork(upper, Values::None, &mut [lower, (byte, leaf(rest, value))]),
                 };
-                return Some(replace(link, node, new, guard));
+                replace(link, node, new, retired);
+                return true;
             }
             let Some((&byte, behind)) = rest[common..].split_first() else {
                 // SAFETY: the lock is held, and `node` is in the tree.
-                return match unsafe { node.values().insert(value) } {
-                    Change::Nothing => None,
-                    Change::InPlace => Some(Garbage::Nodes),
-                    Change::Replace(values) => Some(replace(link, node, copy(node, &[label], values).finish(), guard)),
-                };
+                match unsafe { node.values().insert(value) } {
+                    Change::Nothing => return false,
+                    Change::InPlace => {}
+                    Change::Replace(values) => replace(link, node, copy(node, &[label], values).finish(), retired),
+                }
+                return true;
             };
             match node.child(byte) {
                 Some(child) => {
@@ -188,13 +264,15 @@ where
                 }
                 None => {
                     let new = with_child(node, byte, leaf(behind, value));
-                    return Some(replace(link, node, new, guard));
+                    replace(link, node, new, retired);
+                    return true;
                 }
             }
         }
     }
 
-    fn remove_locked(&self, prefix: &[u8], value: &V, guard: &Guard) -> Option<Garbage> {
+    /// `None` where there is nothing to remove.
+    fn remove_locked(&self, prefix: &[u8], value: &V, retired: &mut Retired<V>) -> Option<()> {
         let mut parent: Option<(&Link<V>, NodeRef<'_, V>, u8)> = None;
         let mut link = &self.root;
         // SAFETY: the lock is held, and only its holder takes nodes out.
@@ -209,73 +287,42 @@ where
             rest = behind.strip_prefix(node.label())?;
         }
         // SAFETY: the lock is held, and `node` is in the tree.
-        let values = match unsafe { node.values().remove(value, guard) } {
+        let values = match unsafe { node.values().remove(value, retired) } {
             Change::Nothing => return None,
-            Change::InPlace => return Some(Garbage::Values),
+            Change::InPlace => return Some(()),
             Change::Replace(values) => values,
         };
         if !matches!(values, Values::None) || node.len() > 1 {
-            return Some(replace(link, node, copy(node, &[node.label()], values).finish(), guard));
-        }
-        if let Some((byte, child)) = node.children().next() {
-            merge(link, node, byte, child, guard);
+            replace(link, node, copy(node, &[node.label()], values).finish(), retired);
+        } else if let Some((byte, child)) = node.children().next() {
+            merge(link, node, byte, child, retired);
         } else if let Some((link, parent, byte)) = parent {
             // A leaf goes, and with it its parent, where that only served to tell two children apart.
             let mut others = parent.children().filter(|(key, _)| *key != byte);
             match (parent.len(), parent.values().is_none(), others.next()) {
-                (2, true, Some((key, sibling))) => merge(link, parent, key, sibling, guard),
-                _ => {
-                    replace(link, parent, without_child(parent, byte), guard);
-                }
+                (2, true, Some((key, sibling))) => merge(link, parent, key, sibling, retired),
+                _ => replace(link, parent, without_child(parent, byte), retired),
             }
-            retire(node, guard);
+            retired.node(node);
         } else {
             link.store(ptr::null_mut(), Ordering::Release);
-            retire(node, guard);
+            retired.node(node);
         }
-        Some(Garbage::Values)
+        Some(())
     }
-}
-
-/// What a change has left for the epoch to clean up.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Garbage {
-    /// Nothing, or memory alone.
-    Nodes,
-    /// Values too, or clones of them.
-    Values,
-}
-
-/// The end of a change, without the lock.
-fn finish(change: Option<Garbage>, guard: &Guard) -> bool {
-    if change == Some(Garbage::Values) {
-        // Values may hold much more memory than a node, so they don't wait in this thread's bag for company.
-        guard.flush();
-    }
-    change.is_some()
 }
 
 /// Puts `new` where `old` was, and retires `old`.
-fn replace<V>(link: &Link<V>, old: NodeRef<'_, V>, new: NonNull<Node<V>>, guard: &Guard) -> Garbage {
-    let garbage = if old.values().is_none() { Garbage::Nodes } else { Garbage::Values };
+fn replace<V>(link: &Link<V>, old: NodeRef<'_, V>, new: NonNull<Node<V>>, retired: &mut Retired<V>) {
     link.store(new.as_ptr(), Ordering::Release);
-    retire(old, guard);
-    garbage
+    retired.node(old);
 }
 
 /// Puts one node where `node` and its only child `child` were, and retires both.
-fn merge<V: Clone>(link: &Link<V>, node: NodeRef<'_, V>, byte: u8, child: NodeRef<'_, V>, guard: &Guard) {
+fn merge<V: Clone>(link: &Link<V>, node: NodeRef<'_, V>, byte: u8, child: NodeRef<'_, V>, retired: &mut Retired<V>) {
     let merged = copy(child, &[node.label(), &[byte], child.label()], child.values().to_values()).finish();
-    replace(link, node, merged, guard);
-    retire(child, guard);
-}
-
-/// Frees a node once nobody can be reading it.
-fn retire<V>(node: NodeRef<'_, V>, guard: &Guard) {
-    let node = node.as_ptr();
-    // SAFETY: this module retires a node once, after having taken it out of the tree under the lock; only readers that were
-    // pinned before can still be there. Values may be dropped on any thread: no tree can be made without `V: Send`.
-    unsafe { guard.defer_unchecked(move || Node::free(node)) };
+    replace(link, node, merged, retired);
+    retired.node(child);
 }
 
 fn leaf<V>(label: &[u8], value: V) -> NonNull<Node<V>> {
@@ -338,12 +385,9 @@ fn common_len(a: &[u8], b: &[u8]) -> usize {
 
 impl<V> Drop for PrefixTree<V> {
     fn drop(&mut self) {
-        // Values are handed out for as long as a guard lives, which may be longer than the tree: so this, too, waits.
         let root = std::mem::replace(self.root.get_mut(), ptr::null_mut());
-        let guard = crossbeam_epoch::pin();
-        // SAFETY: nobody can reach the root any more but readers that were pinned before; `V: Send` as in `retire`.
-        unsafe { guard.defer_unchecked(move || free_all(root)) };
-        guard.flush();
+        // SAFETY: a walk borrows the tree, so there is none, and nobody else can reach the nodes.
+        unsafe { free_all(root) };
     }
 }
 

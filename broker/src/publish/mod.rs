@@ -47,7 +47,6 @@ use std::sync::{Arc, Weak};
 use std::task::Waker;
 
 use bytes::Bytes;
-use crossbeam_epoch::Guard;
 use crossbeam_utils::CachePadded;
 use smallvec::SmallVec;
 
@@ -59,7 +58,7 @@ use crate::member::{Cursor, Member};
 use crate::message::{LogId, MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES, Message, Offset, Timestamp};
 use crate::options::BrokerOptions;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, fence};
-use crate::tree::PrefixTree;
+use crate::tree::{PrefixTree, Reader};
 
 /// Records in a block, in bytes, unless `max_bytes` is small.
 const ARENA_BYTES: usize = if cfg!(hookbus_loom) { 256 } else { 32 << 10 };
@@ -73,6 +72,8 @@ const WINDOW_MESSAGES: u64 = 1024;
 const SINGLE_INLINE_BYTES: usize = 4096;
 /// When blocks hold more than this, in bytes, new ones get mappings of their own. Less may stay with malloc, which is faster.
 const BACKLOG_BYTES: usize = 1 << 20;
+/// What was taken out of the prefix tree is freed when it is so much: each time takes the publish lock.
+const RECLAIM: usize = 64;
 /// Empty blocks kept for reuse.
 const POOL_BLOCKS: usize = 4;
 /// Messages of a batch that are published without letting go of the lock.
@@ -102,6 +103,8 @@ struct Freed {
 
 /// What publishers own.
 pub(crate) struct Publishing {
+    /// To find groups in the prefix tree takes it, so nobody is at that while we have it.
+    reader: Reader,
     pub(crate) next: u64,
     pub(crate) closed: bool,
     open: Option<Open>,
@@ -213,16 +216,20 @@ pub(crate) fn tell_waiters(waiters: Vec<Weak<Waiter>>) {
 impl Index for Shared {
     fn insert(&self, prefix: &[u8], group: &Arc<Group>) {
         self.tree.insert(prefix, GroupRef(Arc::clone(group)));
+        self.reclaim_from(RECLAIM);
     }
 
     fn remove(&self, prefix: &[u8], group: &Arc<Group>) {
         self.tree.remove(prefix, &GroupRef(Arc::clone(group)));
+        self.reclaim_from(RECLAIM);
     }
 }
 
 impl Shared {
     pub(crate) fn new(options: BrokerOptions) -> Self {
+        let (tree, reader) = PrefixTree::new();
         let publishing = Publishing {
+            reader,
             next: 1,
             closed: false,
             open: None,
@@ -247,13 +254,20 @@ impl Shared {
             arena_bytes: ARENA_BYTES.min(part).next_multiple_of(64),
             block_payload_bytes: BLOCK_PAYLOAD_BYTES.min(part),
             options,
-            tree: PrefixTree::new(),
+            tree,
             sets: Mutex::new(Sets::default()),
             publishing: CachePadded::new(Mutex::new(publishing)),
             freed: CachePadded::new(Freed { held: AtomicUsize::new(0), pool: Mutex::new(Vec::new()) }),
             abandoned: AtomicU64::new(0),
             #[cfg(feature = "journal")]
             journal: std::sync::OnceLock::new(),
+        }
+    }
+
+    /// Frees what was taken out of the prefix tree, if it is so much. The caller doesn't hold the publish lock.
+    pub(crate) fn reclaim_from(&self, least: usize) {
+        if self.tree.retired_len() >= least {
+            drop(self.with_publishing(|p| self.tree.reclaim(&mut p.reader)));
         }
     }
 
@@ -284,10 +298,9 @@ impl Shared {
     ) -> Result<Offset, TryPublishError> {
         check(message)?;
         let time = message.time.unwrap_or_else(|| self.options.clock.now());
-        let guard = crossbeam_epoch::pin();
         let mut p = self.publishing.lock();
         p.round += 1;
-        let result = self.accept(&mut p, &guard, message, time, pressure, waiter);
+        let result = self.accept(&mut p, message, time, pressure, waiter);
         p.find_sleepers();
         self.unlock(p);
         result
@@ -305,7 +318,6 @@ impl Shared {
         let mut done = 0;
         let mut last = None;
         loop {
-            let guard = crossbeam_epoch::pin();
             let mut p = self.publishing.lock();
             p.round += 1;
             let mut turn = 0;
@@ -314,7 +326,7 @@ impl Shared {
                 let time = message.time.unwrap_or(now);
                 let accepted = check(message)
                     .map_err(TryPublishError::from)
-                    .and_then(|()| self.accept(&mut p, &guard, message, time, pressure, waiter));
+                    .and_then(|()| self.accept(&mut p, message, time, pressure, waiter));
                 match accepted {
                     Ok(offset) => {
                         turn += 1;
@@ -339,7 +351,6 @@ impl Shared {
     fn accept(
         &self,
         p: &mut Publishing,
-        guard: &Guard,
         message: &mut Message,
         time: Timestamp,
         pressure: Pressure,
@@ -349,7 +360,7 @@ impl Shared {
             return Err(PublishError::Closed.into());
         }
         let size = message.size_bytes();
-        p.find_hits(&self.tree, guard, message);
+        p.find_hits(&self.tree, message);
         #[cfg(feature = "journal")]
         let record_bytes = self.ask_journal(p, message, pressure, waiter)?;
         let mut survey = p.survey(size as u64);
@@ -623,11 +634,11 @@ impl Feed {
 
 impl Publishing {
     /// Finds the groups that match, each with the keys that do.
-    fn find_hits(&mut self, tree: &PrefixTree<GroupRef>, guard: &Guard, message: &Message) {
+    fn find_hits(&mut self, tree: &PrefixTree<GroupRef>, message: &Message) {
         self.hits.clear();
         self.stamp += 1;
         for (i, key) in message.keys.iter().enumerate() {
-            tree.for_each_match(key, guard, |GroupRef(group)| {
+            tree.for_each_match(key, &self.reader, |GroupRef(group)| {
                 // SAFETY: we hold the publish lock, and look at one fan at a time.
                 let fan = unsafe { group.fan.get() };
                 if fan.stamp != self.stamp {

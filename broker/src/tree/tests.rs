@@ -1,15 +1,46 @@
 //! The tree against a naive model, at its edges, and under readers that never stop.
 
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::PrefixTree;
+use super::{PrefixTree, Reader, Retired};
+
+/// A tree and its reader behind a lock, as the broker has them.
+struct Tree<V> {
+    tree: PrefixTree<V>,
+    reader: Mutex<Reader>,
+}
+
+impl<V: Clone + Eq + Send + Sync + 'static> Tree<V> {
+    fn new() -> Self {
+        let (tree, reader) = PrefixTree::new();
+        Tree { tree, reader: Mutex::new(reader) }
+    }
+
+    fn reader(&self) -> MutexGuard<'_, Reader> {
+        self.reader.lock()
+    }
+
+    /// What was taken out until now, to be freed.
+    fn reclaim_now(&self) -> Retired<V> {
+        self.tree.reclaim(&mut self.reader())
+    }
+}
+
+impl<V> Deref for Tree<V> {
+    type Target = PrefixTree<V>;
+
+    fn deref(&self) -> &PrefixTree<V> {
+        &self.tree
+    }
+}
 
 /// A value that knows whether it is alive, and counts itself and its clones.
 struct Canary {
@@ -54,24 +85,16 @@ impl Drop for Canary {
     }
 }
 
-fn matches<V: Clone + Eq + Send + Sync + 'static>(tree: &PrefixTree<V>, key: &[u8]) -> Vec<V> {
+fn matches<V: Clone + Eq + Send + Sync + 'static>(tree: &Tree<V>, key: &[u8]) -> Vec<V> {
     let mut found = Vec::new();
-    tree.for_each_match(key, &crossbeam_epoch::pin(), |value| found.push(value.clone()));
+    tree.for_each_match(key, &tree.reader(), |value| found.push(value.clone()));
     found
 }
 
-/// Lets epochs pass until `living` has come down to `expected`.
-fn await_living(living: &AtomicUsize, expected: usize) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        crossbeam_epoch::pin().flush();
-        let now = living.load(Ordering::Relaxed);
-        if now == expected {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{now} values live, {expected} should");
-        thread::yield_now();
-    }
+/// Frees what was taken out; then so many values live.
+fn assert_living(tree: &Tree<Canary>, living: &AtomicUsize, expected: usize) {
+    drop(tree.reclaim_now());
+    assert_eq!(living.load(Ordering::Relaxed), expected, "values that live");
 }
 
 /// Pairs in the order in which they were inserted.
@@ -131,7 +154,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// Does `op` to both and compares the answers.
-fn step(tree: &PrefixTree<Canary>, model: &mut Model, living: &Arc<AtomicUsize>, op: Op) {
+fn step(tree: &Tree<Canary>, model: &mut Model, living: &Arc<AtomicUsize>, op: Op) {
     match op {
         Op::Insert(prefix, value) => {
             let canary = Canary::new(value, living);
@@ -152,7 +175,7 @@ fn step(tree: &PrefixTree<Canary>, model: &mut Model, living: &Arc<AtomicUsize>,
     assert_eq!(tree.len(), model.0.len());
 }
 
-fn compare(tree: &PrefixTree<Canary>, model: &Model, key: &[u8]) {
+fn compare(tree: &Tree<Canary>, model: &Model, key: &[u8]) {
     let expected = model.matches(key);
     let mut found: Vec<usize> = matches(tree, key).iter().map(Canary::id).collect();
     assert_eq!(found.len(), expected.len(), "matches of {key:?}");
@@ -170,7 +193,7 @@ proptest! {
     #[test]
     fn agrees_with_a_list(ops in vec(op(), 1..400)) {
         let living = Arc::new(AtomicUsize::new(0));
-        let tree = PrefixTree::new();
+        let tree = Tree::new();
         let mut model = Model::default();
         for op in ops {
             step(&tree, &mut model, &living, op);
@@ -181,13 +204,13 @@ proptest! {
             key.push(b'a');
             compare(&tree, &model, &key);
         }
-        await_living(&living, model.0.len());
+        assert_living(&tree, &living, model.0.len());
         while let Some((prefix, value)) = model.0.pop() {
             model.0.push((prefix.clone(), value));
             step(&tree, &mut model, &living, Op::Remove(prefix, value));
         }
         assert!(tree.root.load(Ordering::Relaxed).is_null(), "an empty tree has no node");
-        await_living(&living, 0);
+        assert_living(&tree, &living, 0);
     }
 
     /// The shape of the tree, and so its memory, depends on what is in it and not on how it came there.
@@ -197,8 +220,8 @@ proptest! {
         gone in vec(prefix(), 0..60),
     ) {
         let kept: BTreeSet<_> = kept.into_iter().collect();
-        let straight = PrefixTree::new();
-        let winding = PrefixTree::new();
+        let straight = Tree::new();
+        let winding = Tree::new();
         for prefix in &gone {
             winding.insert(prefix, 1);
         }
@@ -214,7 +237,7 @@ proptest! {
 }
 
 /// The nodes from the root downwards: depth, label, number of children, whether there are values.
-fn shape(tree: &PrefixTree<usize>) -> Vec<(usize, Vec<u8>, usize, bool)> {
+fn shape(tree: &Tree<usize>) -> Vec<(usize, Vec<u8>, usize, bool)> {
     let mut shape = Vec::new();
     // SAFETY: the test has the tree to itself.
     let mut todo: Vec<_> = unsafe { super::NodeRef::follow(&tree.root) }.map(|root| (0, root)).into_iter().collect();
@@ -228,7 +251,7 @@ fn shape(tree: &PrefixTree<usize>) -> Vec<(usize, Vec<u8>, usize, bool)> {
 
 #[test]
 fn empty_tree_and_empty_prefix() {
-    let tree = PrefixTree::new();
+    let tree = Tree::new();
     assert_eq!(matches(&tree, b""), [0_usize; 0]);
     assert_eq!(matches(&tree, b"key"), []);
     assert!(!tree.remove(b"", &1));
@@ -246,7 +269,7 @@ fn empty_tree_and_empty_prefix() {
 
 #[test]
 fn shorter_prefixes_come_first() {
-    let tree = PrefixTree::new();
+    let tree = Tree::new();
     let key = b"EVENT VM 42/ACTIVE/RUNNING ";
     // From the middle outwards, so that nodes are made above and below others.
     for len in [9, 0, 27, 5, 6, 26, 12, 1, 11] {
@@ -261,7 +284,7 @@ fn shorter_prefixes_come_first() {
 /// A value may stand at many prefixes, and is seen once for each that matches.
 #[test]
 fn one_value_at_several_prefixes() {
-    let tree = PrefixTree::new();
+    let tree = Tree::new();
     assert!(tree.insert(b"a", 7));
     assert!(tree.insert(b"ab", 7));
     assert_eq!(tree.len(), 2);
@@ -273,7 +296,7 @@ fn one_value_at_several_prefixes() {
 /// All 256 bytes at two levels, so that nodes grow through each form and shrink through it again.
 #[test]
 fn every_byte_tells_apart() {
-    let tree = PrefixTree::new();
+    let tree = Tree::new();
     let number = |a: u8, b: u8| usize::from(a) * 256 + usize::from(b);
     // An odd factor visits every byte once, in no order.
     let bytes: Vec<u8> = (0..=255_u8).map(|i| i.wrapping_mul(167).wrapping_add(13)).collect();
@@ -306,7 +329,7 @@ fn every_byte_tells_apart() {
 
 #[test]
 fn prefixes_of_64_kib() {
-    let tree = PrefixTree::new();
+    let tree = Tree::new();
     let long: Vec<u8> = (0..65_536_u32).map(|i| (i % 251) as u8).collect();
     let mut other = long.clone();
     *other.last_mut().unwrap() ^= 1;
@@ -326,20 +349,20 @@ fn prefixes_of_64_kib() {
 #[test]
 fn a_level_for_each_byte() {
     let living = Arc::new(AtomicUsize::new(0));
-    let tree = PrefixTree::new();
+    let tree = Tree::new();
     let key = vec![b'x'; 10_000];
     // The longest first: each shorter one then splits the root.
     for len in (0..key.len()).rev() {
         assert!(tree.insert(&key[..len], Canary::new(len, &living)));
     }
     let mut next = 0;
-    tree.for_each_match(&key, &crossbeam_epoch::pin(), |value| {
+    tree.for_each_match(&key, &tree.reader(), |value| {
         assert_eq!(value.id(), next);
         next += 1;
     });
     assert_eq!(next, key.len());
     drop(tree);
-    await_living(&living, 0);
+    assert_eq!(living.load(Ordering::Relaxed), 0);
 }
 
 /// Thousands of values at one prefix, through all sizes of the list and down again.
@@ -347,7 +370,7 @@ fn a_level_for_each_byte() {
 fn many_values_at_one_prefix() {
     const COUNT: usize = 3_000;
     let living = Arc::new(AtomicUsize::new(0));
-    let tree = PrefixTree::new();
+    let tree = Tree::new();
     for id in 0..COUNT {
         assert!(tree.insert(b"EVENT", Canary::new(id, &living)));
         assert!(!tree.insert(b"EVENT", Canary::new(id / 2, &living)));
@@ -356,7 +379,7 @@ fn many_values_at_one_prefix() {
     assert!(tree.insert(b"EVENT VM", Canary::new(COUNT, &living)));
     let found: BTreeSet<usize> = matches(&tree, b"EVENT VM").iter().map(Canary::id).collect();
     assert!(found.into_iter().eq(0..=COUNT));
-    await_living(&living, COUNT + 1);
+    assert_living(&tree, &living, COUNT + 1);
 
     for id in (0..COUNT).filter(|id| id % 100 != 7) {
         assert!(tree.remove(b"EVENT", &Canary::new(id, &living)));
@@ -364,20 +387,20 @@ fn many_values_at_one_prefix() {
     }
     assert_eq!(matches(&tree, b"EVENT").len(), COUNT / 100);
     // Removed values go although the list that held them stays.
-    await_living(&living, COUNT / 100 + 1);
+    assert_living(&tree, &living, COUNT / 100 + 1);
 
     for id in (7..COUNT).step_by(100) {
         assert!(tree.remove(b"EVENT", &Canary::new(id, &living)));
     }
     assert_eq!(tree.len(), 1);
-    await_living(&living, 1);
+    assert_living(&tree, &living, 1);
 }
 
 /// Coming and going at the edge of a list's capacity.
 #[test]
 fn churn_at_one_prefix() {
     let living = Arc::new(AtomicUsize::new(0));
-    let tree = PrefixTree::new();
+    let tree = Tree::new();
     for base in [1, 2, 3, 15, 16, 17, 64] {
         for id in 0..base {
             tree.insert(b"p", Canary::new(id, &living));
@@ -388,37 +411,54 @@ fn churn_at_one_prefix() {
             assert_eq!(matches(&tree, b"p").len(), base);
         }
     }
-    await_living(&living, 64);
+    assert_living(&tree, &living, 64);
 }
 
-/// What a guard has shown stays for as long as the guard, whatever happens to the tree.
+/// What a walk has shown stays for as long as the reader is borrowed, whatever happens to the tree.
 #[test]
-fn a_guard_outlives_removal_and_tree() {
+fn what_was_shown_outlives_its_removal() {
     let living = Arc::new(AtomicUsize::new(0));
-    let tree = PrefixTree::new();
+    let tree = Tree::new();
     for id in 0..5 {
         tree.insert(b"a", Canary::new(id, &living));
         tree.insert(&[b'b', id as u8], Canary::new(10 + id, &living));
     }
-    let guard = crossbeam_epoch::pin();
+    let reader = tree.reader();
     let mut seen: Vec<&Canary> = Vec::new();
-    tree.for_each_match(b"a", &guard, |value| seen.push(value));
-    tree.for_each_match(&[b'b', 3], &guard, |value| seen.push(value));
+    tree.for_each_match(b"a", &reader, |value| seen.push(value));
+    tree.for_each_match(&[b'b', 3], &reader, |value| seen.push(value));
     thread::scope(|scope| {
         scope.spawn(|| {
             for id in 0..5 {
                 tree.remove(b"a", &Canary::new(id, &living));
                 tree.remove(&[b'b', 3], &Canary::new(13, &living));
             }
-            for _ in 0..1_000 {
-                crossbeam_epoch::pin().flush();
-            }
         });
     });
-    drop(tree);
     assert_eq!(seen.iter().map(|value| value.id()).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 13]);
-    drop(guard);
-    await_living(&living, 0);
+    drop(reader);
+    assert_living(&tree, &living, 4);
+    drop(tree);
+    assert_eq!(living.load(Ordering::Relaxed), 0);
+}
+
+/// What was taken out and never reclaimed goes with the tree; what was reclaimed may outlive it.
+#[test]
+fn retired_values_are_dropped_once() {
+    let living = Arc::new(AtomicUsize::new(0));
+    let tree = Tree::new();
+    for id in 0..40 {
+        tree.insert(b"p", Canary::new(id, &living));
+    }
+    for id in 0..39 {
+        tree.remove(b"p", &Canary::new(id, &living));
+    }
+    let reclaimed = tree.reclaim_now();
+    assert!(tree.retired_len() == 0 && living.load(Ordering::Relaxed) > 1);
+    tree.remove(b"p", &Canary::new(39, &living));
+    drop(tree);
+    drop(reclaimed);
+    assert_eq!(living.load(Ordering::Relaxed), 0);
 }
 
 /// Readers run while writers insert and remove around them: what is never removed is always seen, what is seen is alive and
@@ -428,7 +468,7 @@ fn readers_always_see_what_stays() {
     const READERS: usize = 2;
     let rounds = if cfg!(debug_assertions) { 300 } else { 3_000 };
     let living = Arc::new(AtomicUsize::new(0));
-    let tree = PrefixTree::new();
+    let tree = Tree::new();
     // Some stand alone, some among values that come and go, some at the ends of labels that are split and joined.
     let stable: Vec<Vec<u8>> = (0..60_usize)
         .map(|i| match i % 4 {
@@ -449,15 +489,15 @@ fn readers_always_see_what_stays() {
             scope.spawn(move || {
                 let mut i = reader;
                 while !done.load(Ordering::Relaxed) {
-                    let guard = crossbeam_epoch::pin();
-                    // Several walks with one guard: the nodes of each stay until the last.
+                    let reader = tree.reader();
+                    // Several walks with the reader borrowed once: the nodes of each stay until the last.
                     let mut kept: Vec<(usize, &Canary)> = Vec::new();
                     for _ in 0..5 {
                         i = (i + 7) % stable.len();
                         let mut key = stable[i].clone();
                         key.extend_from_slice(b" and more");
                         let mut seen = false;
-                        tree.for_each_match(&key, &guard, |value| {
+                        tree.for_each_match(&key, &reader, |value| {
                             seen |= value.id() == i;
                             kept.push((i, value));
                         });
@@ -497,6 +537,7 @@ fn readers_always_see_what_stays() {
                         for (prefix, id) in mine {
                             assert!(tree.remove(&prefix, &Canary::new(id, living)));
                         }
+                        drop(tree.reclaim_now());
                     }
                     // The machine may have run the writers before any reader came to its turn.
                     while walks.load(Ordering::Relaxed) < 10 {
@@ -512,7 +553,7 @@ fn readers_always_see_what_stays() {
         }
     });
     assert_eq!(tree.len(), stable.len());
-    await_living(&living, stable.len());
+    assert_living(&tree, &living, stable.len());
     drop(tree);
-    await_living(&living, 0);
+    assert_eq!(living.load(Ordering::Relaxed), 0);
 }

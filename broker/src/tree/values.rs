@@ -18,7 +18,7 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crossbeam_epoch::Guard;
+use super::Retired;
 
 /// Lists below this capacity are not made smaller: nothing would be won.
 const MIN_SHRINK_CAPACITY: usize = 16;
@@ -55,16 +55,16 @@ impl<V> Slot<V> {
         if self.state.load(Ordering::Acquire) != LIVE {
             return None;
         }
-        // SAFETY: LIVE was stored after the value. It is dropped only after a deferral by the epoch (`kill`) or with
-        // the whole list, and `&self` proves that the caller keeps the list, by a guard or by owning it.
+        // SAFETY: LIVE was stored after the value. It is dropped only after it was retired (`kill`), when no walk is under way, or with
+        // the whole list, and `&self` proves that the caller keeps the list, by being on a walk or by owning it.
         Some(unsafe { (*self.value.get()).assume_init_ref() })
     }
 }
 
 impl<V> Drop for Slot<V> {
     fn drop(&mut self) {
-        // The value of a dead slot was dropped by the deferred function that `kill` made: that one owns a share of the
-        // list, so the list can't be dropped before it has run.
+        // The value of a dead slot was dropped by the `Killed` that `kill` made: that one owns a share of the list, so the list
+        // can't be dropped before.
         if *self.state.get_mut() == LIVE {
             // SAFETY: a live slot's value is initialised, and `&mut self` says that nobody else sees it.
             unsafe { self.value.get_mut().assume_init_drop() };
@@ -148,21 +148,29 @@ impl<'g, V> ListRef<'g, V> {
         self.slots().iter().filter_map(Slot::get)
     }
 
-    /// Takes the value at `index` out of sight, and drops it when the last reader has gone.
-    ///
-    /// # Safety
-    /// The caller holds the writers' lock, and the slot is live.
-    unsafe fn kill(self, index: usize, guard: &Guard) {
+    /// Takes the value at `index`, which is live, out of sight. The caller holds the writers' lock.
+    fn kill(self, index: usize) -> Killed<V> {
         let list = self.to_list();
         list.0[index].state.store(DEAD, Ordering::Release);
-        // SAFETY: no reader that pins from now on sees LIVE, so once those of today have gone nobody has a reference to
-        // the value, and nothing else ever writes or drops a dead slot. `V: Send`, as the tree demands, lets any thread
-        // do it. The deferred function owns a share of the list, so the slot is still there.
-        unsafe {
-            guard.defer_unchecked(move || {
-                (*list.0[index].value.get()).assume_init_drop();
-            });
-        }
+        Killed { list, index }
+    }
+}
+
+/// A value that was taken out of sight, at which walks may still look.
+pub(super) struct Killed<V> {
+    list: List<V>,
+    index: usize,
+}
+
+impl<V> Killed<V> {
+    /// Drops the value.
+    ///
+    /// # Safety
+    /// No walk that began before the value was taken out of sight is still under way, and this is the only call for it.
+    pub(super) unsafe fn free(self) {
+        // SAFETY: walks that begin later don't see LIVE, so nobody has a reference to the value. It is there, since its slot was
+        // live, and nothing else ever writes or drops a dead slot; the slot is there, since we have a share of the list.
+        unsafe { (*self.list.0[self.index].value.get()).assume_init_drop() };
     }
 }
 
@@ -245,7 +253,7 @@ impl<V: Clone + Eq> ValuesRef<'_, V> {
     ///
     /// # Safety
     /// The caller holds the writers' lock, and the values are the current ones.
-    pub(super) unsafe fn remove(&self, value: &V, guard: &Guard) -> Change<V> {
+    pub(super) unsafe fn remove(&self, value: &V, retired: &mut Retired<V>) -> Change<V> {
         let list = match self {
             ValuesRef::None => return Change::Nothing,
             ValuesRef::One(old) if *old == value => return Change::Replace(Values::None),
@@ -273,8 +281,7 @@ impl<V: Clone + Eq> ValuesRef<'_, V> {
                 Change::Replace(Values::Many(List::new(left, others.cloned())))
             }
             _ => {
-                // SAFETY: the caller holds the lock, and the slot was found live.
-                unsafe { list.kill(index, guard) };
+                retired.value(list.kill(index));
                 Change::InPlace
             }
         }
