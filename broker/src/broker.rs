@@ -16,7 +16,7 @@ use crate::publish::{Pressure, Shared, Waiter, tell_waiters};
 use crate::stats::{BrokerStats, SubscriptionStats};
 use crate::subscription::{self, Subscription};
 use crate::sync::Ordering;
-use crate::wait::{Patience, TASK_LOOKS, THREAD_LOOKS, block_on};
+use crate::wait::{Patience, ROOM_LOOKS, THREAD_LOOKS, block_on};
 
 /// The broker. Clones are handles to the same one.
 #[derive(Clone)]
@@ -233,7 +233,7 @@ impl Broker {
         &self,
         mut attempt: impl FnMut(Option<&Arc<Waiter>>) -> Result<T, TryPublishError>,
     ) -> Result<T, PublishError> {
-        let mut patience = Patience::up_to(TASK_LOOKS);
+        let mut patience = Patience::up_to(ROOM_LOOKS);
         // Members know it weakly, so a future that is dropped is forgotten.
         let mut waiter = None;
         poll_fn(|cx| {

@@ -142,6 +142,7 @@ impl Subscription {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
+        self.task.sleep();
         self.poll_sleep(cx.waker())
     }
 
@@ -171,6 +172,7 @@ impl Subscription {
                 return;
             }
         }
+        self.thread.sleep();
         block_on(poll_fn(|cx| self.poll_sleep(cx.waker())));
     }
 

@@ -3,19 +3,26 @@
 //! To wake a thread that sleeps on the other core costs as much as hundreds of messages, so a reader that finds nothing looks
 //! again a few times, each after a longer pause, before it sleeps. Where nothing comes, looking only takes time from
 //! those who share the cores, and a thread that yields may wait for a whole slice of the scheduler. So how often it looks
-//! follows what it finds: more where batches are large, hardly at all where messages come one by one.
+//! follows from what became of it: as often as it may where batches are large, or where a sleep was over so soon that looking would have
+//! been cheaper; half as often after each sleep that was worth it.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
 
 use crate::sync::{spin_loop, thread};
 
 /// A batch of so many shows that messages come faster than they are read.
 const BUSY_MESSAGES: usize = 16;
 
+/// A sleep that is over sooner costs more than looking would have.
+const SHORT_SLEEP: Duration = Duration::from_micros(10);
+
 /// Looks of a thread before it sleeps, and turns of a task before it waits to be woken.
 pub(crate) const THREAD_LOOKS: u32 = 6;
-pub(crate) const TASK_LOOKS: u32 = 8;
+pub(crate) const TASK_LOOKS: u32 = 64;
+/// Turns of a task that waits for room.
+pub(crate) const ROOM_LOOKS: u32 = 8;
 
 /// How many times to look before sleeping.
 #[derive(Debug)]
@@ -23,18 +30,30 @@ pub(crate) struct Patience {
     looks: u32,
     most: u32,
     left: u32,
+    /// Since when it sleeps, if it does.
+    asleep: Option<Instant>,
 }
 
 impl Patience {
     pub(crate) fn up_to(most: u32) -> Self {
         let most = if cfg!(hookbus_loom) { 0 } else { most };
-        Patience { looks: most, most, left: most }
+        Patience { looks: most, most, left: most, asleep: None }
     }
 
     /// Something was found, so many at once: the next wait starts anew.
     pub(crate) fn found(&mut self, count: usize) {
-        self.looks = if count >= BUSY_MESSAGES { self.most } else { self.looks / 2 };
+        let slept = self.asleep.take().map(|since| since.elapsed());
+        if count >= BUSY_MESSAGES || slept.is_some_and(|slept| slept < SHORT_SLEEP) {
+            self.looks = self.most;
+        } else if slept.is_some() {
+            self.looks /= 2;
+        }
         self.left = self.looks;
+    }
+
+    /// Sleeps now, until something is found.
+    pub(crate) fn sleep(&mut self) {
+        self.asleep.get_or_insert_with(Instant::now);
     }
 
     /// Whether to look once more. Where not, that stays so until something is found: a task that is polled for other reasons, or
@@ -47,7 +66,7 @@ impl Patience {
 
     /// Pauses between two looks, longer each time.
     pub(crate) fn pause(&self) {
-        for _ in 0..(8 << (self.looks - self.left).min(6)) {
+        for _ in 0..(8 << self.looks.saturating_sub(self.left).min(6)) {
             spin_loop();
         }
         thread::yield_now();
