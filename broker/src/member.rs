@@ -194,6 +194,8 @@ impl Member {
 #[derive(Default)]
 pub(crate) struct Taken {
     pub(crate) items: Vec<Item>,
+    /// How many messages and gaps they are.
+    pub(crate) len: usize,
     /// Deliveries to give back when the items are done with.
     pub(crate) pins: Vec<(BlockPtr, u64)>,
     /// Messages that were read from the journal.
@@ -204,7 +206,8 @@ pub(crate) struct Taken {
 
 #[derive(Clone, Copy)]
 pub(crate) enum Item {
-    Message(BlockPtr, u32, u32),
+    /// So many messages, at least one, whose records follow one another from this one on, and which of their keys matched.
+    Run(Record, u32, u32),
     /// The message of that index in [`Taken::stored`].
     #[cfg(feature = "journal")]
     Stored(usize),
@@ -212,6 +215,12 @@ pub(crate) enum Item {
 }
 
 impl Taken {
+    /// Adds a message that was read from the journal, or a gap.
+    pub(crate) fn push(&mut self, item: Item) {
+        self.len += 1;
+        self.items.push(item);
+    }
+
     fn pin(&mut self, block: BlockPtr, count: u64) {
         match self.pins.last_mut() {
             Some((last, pinned)) if *last == block => *pinned += count,
@@ -222,6 +231,7 @@ impl Taken {
     /// Empties it, for the next batch; its memory is kept. The pins must have been given back.
     pub(crate) fn clear(&mut self) {
         self.items.clear();
+        self.len = 0;
         #[cfg(feature = "journal")]
         self.stored.clear();
         self.bytes = 0;
@@ -304,16 +314,16 @@ impl Cursor {
     pub(crate) fn take(&mut self, limit: BatchLimit, out: &mut Taken) {
         let tail = self.end();
         if let Some(gap) = self.head_gap.take() {
-            out.items.push(Item::Gap(gap));
+            out.push(Item::Gap(gap));
             if self.spills {
                 return; // what is missing is read before anything else
             }
         }
-        while out.items.len() < limit.messages.max(1) && out.bytes < limit.bytes.max(1) {
+        while out.len < limit.messages.max(1) && out.bytes < limit.bytes.max(1) {
             let end = self.holes.front().map_or(tail, |hole| hole.at);
             if self.seq == end {
                 let Some(hole) = self.holes.pop_front() else { break };
-                out.items.push(Item::Gap(hole.gap));
+                out.push(Item::Gap(hole.gap));
                 self.pass_hole(hole);
                 if self.spills {
                     return;
@@ -334,20 +344,25 @@ impl Cursor {
     /// Takes from one run, up to `end`.
     fn take_run(&mut self, end: u64, limit: BatchLimit, out: &mut Taken) {
         let (mut run, reach) = self.run_to(end);
-        let room = (limit.messages.max(1) - out.items.len()) as u64;
+        let room = (limit.messages.max(1) - out.len) as u64;
+        // A run is in one block, so its length fits in 32 bits.
         let stop = reach.min(self.seq.saturating_add(room));
-        let mut seq = self.seq;
-        while seq < stop && out.bytes < limit.bytes.max(1) {
+        let first = Record { block: run.block, at: run.at };
+        let (mut seq, mut bytes) = (self.seq, 0);
+        let most_bytes = (limit.bytes.max(1) - out.bytes) as u64;
+        while seq < stop && bytes < most_bytes {
             let record = Record { block: run.block, at: run.at };
-            let size = record.counted_bytes();
-            out.items.push(Item::Message(run.block, run.at, run.mask));
-            out.bytes += size as usize;
-            self.bytes += size;
+            bytes += record.counted_bytes();
             run.at = record.next();
             seq += 1;
         }
-        out.pin(run.block, seq - self.seq);
-        self.delivered += seq - self.seq;
+        let count = seq - self.seq;
+        out.items.push(Item::Run(first, run.mask, count as u32));
+        out.len += count as usize;
+        out.bytes += bytes as usize;
+        self.bytes += bytes;
+        out.pin(run.block, count);
+        self.delivered += count;
         self.seq = seq;
         self.run = Some(run);
     }

@@ -14,7 +14,7 @@ use crate::group::Change;
 use crate::journal::{Filled, Spill};
 use crate::lane::ALL_KEYS;
 use crate::member::{Cursor, Item, Member, Taken};
-use crate::message::{Delivery, EventId, KeyIter, Keys, LogId, Offset, Origin, Received, Timestamp};
+use crate::message::{Delivery, EventId, KeyIter, Keys, Offset, Origin, Received, Timestamp};
 use crate::options::BatchLimit;
 use crate::publish::{Shared, tell_waiters};
 use crate::stats::SubscriptionStats;
@@ -77,7 +77,7 @@ impl Subscription {
         self.fill(BatchLimit::messages(1))?;
         let delivery = match self.taken.items[0] {
             Item::Gap(gap) => Delivery::Gap(gap),
-            Item::Message(block, at, mask) => Delivery::Message(self.message(block, at, mask).to_received()),
+            Item::Run(record, mask, _) => Delivery::Message(self.message(record, mask).to_received()),
             #[cfg(feature = "journal")]
             Item::Stored(i) => Delivery::Message(self.taken.stored[i].clone()),
         };
@@ -230,7 +230,7 @@ impl Subscription {
             let spilling = Self::find_spilled(&mut self.spill, &mut self.taken, shared, member);
             #[cfg(not(feature = "journal"))]
             let spilling = false;
-            let count = self.taken.items.len();
+            let count = self.taken.len;
             if count > 0 {
                 self.task.found(count);
                 self.thread.found(count);
@@ -250,6 +250,7 @@ impl Subscription {
         let Some(attached) = attached.filter(|a| a.has(gap.first)) else { return false };
         spill.get_or_insert_with(|| Spill::new(Arc::clone(&attached.log))).read_gap(*gap, member);
         taken.items.pop();
+        taken.len -= 1;
         true
     }
 
@@ -277,10 +278,9 @@ impl Subscription {
         self.taken.clear();
     }
 
-    fn message(&self, block: BlockPtr, at: u32, mask: u32) -> MessageRef<'_> {
-        let record = Record { block, at };
-        let log = self.handle.shared.log_id_of(record.offset());
-        MessageRef { source: Source::Record(record, mask, log), batch: std::marker::PhantomData }
+    #[inline]
+    fn message(&self, record: Record, mask: u32) -> MessageRef<'_> {
+        MessageRef { source: Source::Record(record, mask, &self.handle.shared) }
     }
 }
 
@@ -367,27 +367,21 @@ impl Batch<'_> {
     /// How many messages and gaps it holds; never 0.
     #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
     pub fn len(&self) -> usize {
-        self.subscription.taken.items.len()
+        self.subscription.taken.len
     }
 
     /// Its messages and gaps, in order.
+    #[inline]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Delivery<MessageRef<'_>>> + Clone {
-        let subscription = &*self.subscription;
-        subscription.taken.items.iter().map(move |item| match *item {
-            Item::Gap(gap) => Delivery::Gap(gap),
-            Item::Message(block, at, mask) => Delivery::Message(subscription.message(block, at, mask)),
-            #[cfg(feature = "journal")]
-            Item::Stored(i) => Delivery::Message(MessageRef {
-                source: Source::Stored(&subscription.taken.stored[i]),
-                batch: std::marker::PhantomData,
-            }),
-        })
+        let taken = &self.subscription.taken;
+        Deliveries { subscription: self.subscription, items: taken.items.iter(), run: None, left: taken.len }
     }
 
     /// Says that the last `messages` of the batch were taken but not handled, because their reader went away: they are
     /// counted as abandoned instead of delivered.
     pub fn abandon(self, messages: usize) {
-        let taken = self.subscription.taken.items.iter().filter(|item| !matches!(item, Item::Gap(_))).count();
+        let gaps = self.subscription.taken.items.iter().filter(|item| matches!(item, Item::Gap(_))).count();
+        let taken = self.len() - gaps;
         let messages = messages.min(taken) as u64;
         let SubscriptionHandle { shared, member } = &self.subscription.handle;
         shared.abandoned.fetch_add(messages, Ordering::Relaxed);
@@ -401,25 +395,66 @@ impl Drop for Batch<'_> {
     }
 }
 
-/// A message in a [`Batch`], by reference.
+/// The messages and gaps of a batch.
+#[derive(Clone)]
+struct Deliveries<'a> {
+    subscription: &'a Subscription,
+    items: std::slice::Iter<'a, Item>,
+    /// The next record of the run that it is in, which of its keys matched, and how many records are left; not 0.
+    run: Option<(Record, u32, u32)>,
+    left: usize,
+}
+
+impl<'a> Iterator for Deliveries<'a> {
+    type Item = Delivery<MessageRef<'a>>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Delivery<MessageRef<'a>>> {
+        let (record, mask, count) = match self.run.take() {
+            Some(run) => run,
+            None => match *self.items.next()? {
+                Item::Run(record, mask, count) => (record, mask, count),
+                Item::Gap(gap) => {
+                    self.left -= 1;
+                    return Some(Delivery::Gap(gap));
+                }
+                #[cfg(feature = "journal")]
+                Item::Stored(i) => {
+                    self.left -= 1;
+                    return Some(Delivery::Message(MessageRef {
+                        source: Source::Stored(&self.subscription.taken.stored[i]),
+                    }));
+                }
+            },
+        };
+        if count > 1 {
+            self.run = Some((Record { at: record.next(), ..record }, mask, count - 1));
+        }
+        self.left -= 1;
+        Some(Delivery::Message(self.subscription.message(record, mask)))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Deliveries<'_> {}
+
+/// A message in a [`Batch`], by reference. The batch holds the delivery that keeps a record's block alive.
 #[derive(Clone, Copy)]
 pub struct MessageRef<'a> {
     source: Source<'a>,
-    /// The batch holds the delivery that keeps a record's block alive.
-    batch: std::marker::PhantomData<&'a Subscription>,
 }
 
 /// Where the message is.
 #[derive(Clone, Copy)]
 enum Source<'a> {
-    /// In memory: the record, which of its keys matched, and the log that its offset counts in.
-    Record(Record, u32, LogId),
+    /// In memory: the record, which of its keys matched, and who knows the log that its offset counts in.
+    Record(Record, u32, &'a Shared),
     /// It was read from the journal.
     #[cfg(feature = "journal")]
     Stored(&'a Received),
-    #[cfg(not(feature = "journal"))]
-    #[expect(dead_code, reason = "so that there is a lifetime")]
-    Never(std::convert::Infallible, std::marker::PhantomData<&'a ()>),
 }
 
 impl fmt::Debug for MessageRef<'_> {
@@ -435,8 +470,6 @@ macro_rules! from_source {
             Source::Record($record, ..) => $in_memory,
             #[cfg(feature = "journal")]
             Source::Stored($stored) => $from_journal,
-            #[cfg(not(feature = "journal"))]
-            Source::Never(never, _) => match never {},
         }
     };
 }
@@ -450,11 +483,11 @@ impl<'a> MessageRef<'a> {
     /// The name of the message.
     pub fn id(&self) -> EventId {
         match self.source {
-            Source::Record(record, _, log) => EventId { log, offset: record.offset() },
+            Source::Record(record, _, shared) => {
+                EventId { log: shared.log_id_of(record.offset()), offset: record.offset() }
+            }
             #[cfg(feature = "journal")]
             Source::Stored(stored) => stored.id,
-            #[cfg(not(feature = "journal"))]
-            Source::Never(never, _) => match never {},
         }
     }
 
@@ -522,8 +555,6 @@ impl<'a> MessageRef<'a> {
             Source::Record(_, mask, _) => mask,
             #[cfg(feature = "journal")]
             Source::Stored(stored) => stored.matched,
-            #[cfg(not(feature = "journal"))]
-            Source::Never(never, _) => match never {},
         }
     }
 

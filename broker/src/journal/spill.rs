@@ -151,7 +151,7 @@ impl Spill {
     fn read(&mut self, until: u64, limit: BatchLimit, taken: &mut Taken) -> (u64, u64) {
         let Some(range) = self.ranges.front_mut() else { return (0, 0) };
         let (mut delivered, mut dropped, mut bytes) = (0, 0, 0);
-        while taken.items.len() < limit.messages.max(1) && bytes < limit.bytes.max(1) {
+        while taken.len < limit.messages.max(1) && bytes < limit.bytes.max(1) {
             match self.reader.read(until) {
                 Step::End => break,
                 Step::Message(message) => {
@@ -162,7 +162,7 @@ impl Spill {
                     delivered += 1;
                     bytes += message.counted_bytes();
                     range.left = range.left.map(|left| left.saturating_sub(1));
-                    taken.items.push(Item::Stored(taken.stored.len()));
+                    taken.push(Item::Stored(taken.stored.len()));
                     taken.stored.push(Received {
                         id: EventId { log: self.log.id, offset: Offset::new(message.offset) },
                         time: message.time,
@@ -190,7 +190,7 @@ impl Spill {
                     dropped += count;
                     // Where nothing there has matched, nothing is missing.
                     if count > 0 {
-                        taken.items.push(Item::Gap(Gap { last, count, ..gap }));
+                        taken.push(Item::Gap(Gap { last, count, ..gap }));
                     }
                 }
             }
@@ -205,7 +205,7 @@ impl Spill {
         if left > 0 && range.changes == member.changes.load(Ordering::Relaxed) {
             // Fewer were there than were published, and no gap told so.
             let last = Offset::new(range.last);
-            taken.items.push(Item::Gap(Gap { first: last, last, count: left }));
+            taken.push(Item::Gap(Gap { first: last, last, count: left }));
         }
         left
     }
@@ -216,7 +216,7 @@ impl Spill {
         let first = self.reader.next_offset().clamp(range.first, range.last);
         let count = range.left.unwrap_or(0);
         if count > 0 {
-            taken.items.push(Item::Gap(Gap { first: Offset::new(first), last: Offset::new(range.last), count }));
+            taken.push(Item::Gap(Gap { first: Offset::new(first), last: Offset::new(range.last), count }));
         }
         count
     }
