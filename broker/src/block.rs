@@ -104,6 +104,9 @@ unsafe impl Send for BlockPtr {}
 // SAFETY: as above.
 unsafe impl Sync for BlockPtr {}
 
+/// What a block takes beside its arena, in bytes.
+pub(crate) const HEADER_BYTES: usize = size_of::<Block>();
+
 fn layout(capacity: usize) -> Layout {
     Layout::from_size_align(size_of::<Block>() + capacity, align_of::<Block>())
         .expect("an arena is far below isize::MAX")

@@ -50,7 +50,7 @@ use bytes::Bytes;
 use crossbeam_utils::CachePadded;
 use smallvec::SmallVec;
 
-use crate::block::{BlockPtr, INLINE_BYTES, Place, record_size};
+use crate::block::{BlockPtr, HEADER_BYTES, INLINE_BYTES, Place, record_size};
 use crate::error::{PublishError, TryPublishError};
 use crate::group::{Group, GroupRef, Index, Sets};
 use crate::lane::{ALL_KEYS, Feed, Lane};
@@ -60,8 +60,8 @@ use crate::options::BrokerOptions;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 use crate::tree::{PrefixTree, Reader};
 
-/// Records in a block, in bytes, unless `max_bytes` is small.
-const ARENA_BYTES: usize = if cfg!(hookbus_loom) { 256 } else { 32 << 10 };
+/// Records in a block, in bytes, unless `max_bytes` is small: with its header, a block is so many whole pages.
+const ARENA_BYTES: usize = if cfg!(hookbus_loom) { 256 } else { (32 << 10) - HEADER_BYTES };
 /// Payloads in a block, in bytes, unless `max_bytes` is small.
 const BLOCK_PAYLOAD_BYTES: usize = 1 << 20;
 /// A block takes at most this part of `max_bytes`, for records and for payloads.
@@ -251,7 +251,7 @@ impl Shared {
         };
         let part = options.max_bytes / BLOCK_PART;
         Shared {
-            arena_bytes: ARENA_BYTES.min(part).next_multiple_of(64),
+            arena_bytes: ARENA_BYTES.min(part).next_multiple_of(8),
             block_payload_bytes: BLOCK_PAYLOAD_BYTES.min(part),
             options,
             tree,
