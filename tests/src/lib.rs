@@ -41,6 +41,6 @@ pub use hm::{Feed, Hm, HmOptions};
 pub use load::{Acknowledged, Load, LoadOptions};
 pub use netns::NetworkNamespace;
 pub use peer::{Message, Peer, PeerOptions, assert_same};
-pub use program::{Launched, Launcher, Pipe, hookbus};
+pub use program::{Launched, Launcher, Pipe, bounded, ended, hookbus};
 pub use serve::{Answer, Followed, Follower, Home, Serve};
 pub use tap::Tap;

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -70,6 +70,27 @@ pub fn hookbus() -> &'static Path {
         assert!(status.success(), "cargo could not build hookbus: {status}");
         output.join("hookbus")
     })
+}
+
+/// Runs a program to its end, which must come by itself: far later than it should, since the machine may be busy, but it must.
+///
+/// # Panics
+/// When it can't be started, or doesn't end.
+pub fn bounded(command: &mut Command) -> Output {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it can be started");
+    ended(&mut child);
+    child.wait_with_output().expect("its output")
+}
+
+/// Waits until a child has ended by itself.
+///
+/// # Panics
+/// When it doesn't.
+pub fn ended(child: &mut Child) {
+    wait_until("the end of a program", || match child.try_wait().expect("our own child") {
+        Some(_) => Ok(()),
+        None => Err("it runs"),
+    });
 }
 
 /// How to start a program as oned starts its drivers.

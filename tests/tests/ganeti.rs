@@ -5,14 +5,15 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::SystemTime;
 
 use futures_util::StreamExt as _;
 use hookbus_ganeti_hook::spool::Spool;
-use hookbus_tests::{Home, Kind, Server, fixtures, hookbus, wait_until};
+use hookbus_tests::tools::{self, Tool};
+use hookbus_tests::{Home, Kind, Server, bounded, ended, fixtures, hookbus, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -623,56 +624,181 @@ fn a_hook_knows_the_job_that_it_ran_for() {
     daemon.stop();
 }
 
-/// The hook itself, in every recorded environment and then many at once: nothing is lost on the way, and the daemon stays small.
-#[test]
-fn what_the_hook_reports_arrives() {
-    let home = Home::new("[journal]\nenabled = true\n");
-    let hook = hookbus().with_file_name("hookbus-ganeti-hook");
-    // The daemon runs as another user where the tests run as root, so this spool is the hooks' own.
-    let spool = Spool::new(home.path().join("hook-spool"));
-    let config = home.path().join("ganeti-hook.toml");
-    let (socket, dir) = (home.socket().display().to_string(), spool.dir().display().to_string());
-    fs::write(&config, format!("socket = \"{socket}\"\nspool = \"{dir}\"\nnode = \"n1\"\nreport = \"always\"\n"))
-        .expect("a file");
-    let command = |env: &Value| {
-        let mut command = Command::new(&hook);
-        command.arg("--config").arg(&config).env_clear().stdin(Stdio::null());
-        let variables = env.as_object().expect("an object").iter();
-        command.envs(variables.map(|(name, value)| (name, value.as_str().expect("a text"))));
+/// The hook of a node, as Ganeti runs it, and the daemon of a home. That runs as another user where the tests run as root, so this spool is the hooks' own.
+struct Node<'h> {
+    home: &'h Home,
+    config: PathBuf,
+    spool: Spool,
+}
+
+impl<'h> Node<'h> {
+    fn new(home: &'h Home) -> Self {
+        Node::with_spool(home, home.path().join("hook-spool"))
+    }
+
+    fn with_spool(home: &'h Home, spool: PathBuf) -> Self {
+        let (config, socket) = (home.path().join("ganeti-hook.toml"), home.socket());
+        let text = format!("socket = {socket:?}\nspool = {spool:?}\nnode = \"n1\"\nreport = \"always\"\n");
+        fs::write(&config, text).expect("a file");
+        Node { home, config, spool: Spool::new(spool) }
+    }
+
+    /// The hook after this instance was started.
+    fn command(&self, instance: &str) -> Command {
+        let mut command = Command::new(hook());
+        command.arg("--config").arg(&self.config).env_clear().stdin(Stdio::null()).current_dir("/").env("PATH", "/bin");
+        for (variable, value) in [
+            ("HOOKS_PATH", "instance-start"),
+            ("HOOKS_PHASE", "post"),
+            ("OBJECT_TYPE", "INSTANCE"),
+            ("CLUSTER", "c"),
+            ("MASTER", "n1"),
+            ("OP_TARGET", instance),
+        ] {
+            command.env(format!("GANETI_{variable}"), value);
+        }
         command
-    };
-    let daemon = home.serve();
+    }
+
+    /// Runs it. Whatever goes on, it ends with 0 and no output; returns what it told.
+    fn run(&self, instance: &str) -> String {
+        let output = bounded(&mut self.command(instance));
+        assert!(output.status.success() && output.stdout.is_empty(), "{instance}: {output:?}");
+        String::from_utf8(output.stderr).expect("UTF-8")
+    }
+
+    /// Runs it where it has nothing to tell, which means that the report is accepted.
+    fn report(&self, instance: &str) {
+        assert_eq!(self.run(instance), "", "{instance}");
+    }
+
+    /// How many reports wait.
+    fn spooled(&self) -> u64 {
+        self.spool.contents().expect("the spool can be read").reports
+    }
+
+    /// Runs it until nothing waits, when everything is well again; returns what these runs were about.
+    fn forward(&self) -> Vec<String> {
+        let mut more = Vec::new();
+        wait_until("nothing to be in the spool", || {
+            more.push(format!("forwards {:032x}", fastrand::u128(..)));
+            self.report(more.last().expect("one"));
+            if self.spooled() == 0 { Ok(()) } else { Err(self.spooled()) }
+        });
+        more
+    }
+
+    /// What became events: each of these once, in any order, and nothing else. The daemon must be another one than before: the end of that was the
+    /// end of all that was on its way to it.
+    fn all_are_events_once(&self, mut instances: Vec<String>) {
+        self.report("end");
+        let events = operations(self.home, instances.len() + 1);
+        let mut names: Vec<_> = events.iter().map(|event| event["data"]["name"].as_str().expect("a name")).collect();
+        assert_eq!(names.pop(), Some("end"), "{names:?}");
+        names.sort_unstable();
+        instances.sort_unstable();
+        assert_eq!(names, instances);
+    }
+}
+
+/// A command behind this sees mounts of its own, and may make some.
+fn own_mounts() -> Command {
+    let mut unshare = Command::new("unshare");
+    unshare.arg("--mount");
+    if !rustix::process::geteuid().is_root() {
+        unshare.arg("--map-root-user");
+    }
+    unshare
+}
+
+fn hook() -> PathBuf {
+    hookbus().with_file_name("hookbus-ganeti-hook")
+}
+
+/// Ganeti's own runner runs what `install` has installed, where both are by default, for all that was recorded: whoever follows gets an event for each, with
+/// the environment as it was. For that, /etc is one of the test's own.
+#[test]
+fn ganetis_own_runner_runs_the_installed_hook() {
+    if !Tool::Ganeti.wanted() {
+        return;
+    }
+    let home = Home::new("[journal]\nenabled = true\n");
+    let node = Node::new(&home);
+    let etc = home.path().join("etc");
+    fs::create_dir_all(etc.join("hookbus")).expect("a directory");
+    for file in ["passwd", "group", "ld.so.cache"] {
+        // Where one is missing, it isn't needed.
+        let _ = fs::copy(Path::new("/etc").join(file), etc.join(file));
+    }
+    let config = fs::read_to_string(&node.config).expect("the configuration").replace("node = \"n1\"\n", "");
+    fs::write(etc.join("hookbus/ganeti-hook.toml"), &config).expect("the configuration");
     let runs = fixtures::ganeti_runs();
-    for run in &runs {
-        let output = command(&run["env"]).output().expect("the hook can be started");
-        assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+    let input = home.path().join("runs");
+    fs::write(&input, lines(&runs)).expect("a file");
+    let unshare = |script: &str| {
+        let mut unshare = own_mounts();
+        unshare.args(["sh", "-euc", script, "sh"]);
+        unshare.args([&etc, hookbus(), &tools::script("ganeti_runner.py"), &tools::ganeti(), &input]);
+        unshare.output().expect("unshare is a part of util-linux")
+    };
+    if !unshare("mount --bind \"$1\" /etc").status.success() {
+        eprintln!("left out: mounts in a namespace of one's own are not allowed here");
+        return;
     }
-    let mut all: Vec<_> = (0..200)
-        .map(|n| {
-            let mut env = runs[0]["env"].clone();
-            env["GANETI_OP_TARGET"] = format!("web{n}").into();
-            command(&env).stderr(Stdio::null()).spawn().expect("the hook can be started")
-        })
-        .collect();
-    all.iter_mut().for_each(|one| assert!(one.wait().expect("our own child").success()));
-    // What a machine that was busy has left in the spool comes with the next hook.
-    let mut more = 0;
-    wait_until("nothing to be in the spool", || {
-        more += 1;
-        let _ = command(&runs[0]["env"]).output().expect("the hook can be started");
-        if spool.is_empty().unwrap_or(true) { Ok(()) } else { Err(spool.dir().display()) }
-    });
-    let count = runs.len() as u64 + 200 + more;
-    wait_until("all to be there", || match counted(&home, "operations") {
-        operations if operations == count => Ok(()),
-        other => Err(format!("{other} of {count}")),
-    });
-    let events = operations(&home, runs.len() + 200);
+    let daemon = home.serve();
+    let output = unshare(
+        r#"
+        mount --bind "$1" /etc
+        "$2" ganeti install >&2
+        exec /usr/bin/python3 -I "$3" "$4" /etc/ganeti/hooks < "$5"
+        "#,
+    );
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains("76 links 50-hookbus were made"), "{told}");
+    let host = rustix::system::uname().nodename().to_str().expect("UTF-8").to_owned();
+    let installed = fs::read_to_string(etc.join("hookbus/ganeti-hook.toml")).expect("it is there");
+    assert_eq!(installed, format!("{config}node = \"{host}\"\n"));
+
+    let results = String::from_utf8(output.stdout).expect("UTF-8");
+    assert_eq!(results.lines().count(), runs.len());
+    for (result, run) in results.lines().zip(&runs) {
+        let result: Value = serde_json::from_str(result).expect("JSON");
+        let (path, phase) = (run["hooks_path"].as_str().expect("a path"), run["phase"].as_str().expect("a phase"));
+        assert_eq!(result, json!([[format!("{path}-{phase}.d/50-hookbus"), "success", ""]]));
+    }
+    assert_eq!(node.spooled(), 0, "each was taken at once; {}", home.log());
+    let events = operations(&home, runs.len());
     for (event, run) in events.iter().zip(&runs) {
-        assert_eq!((&event["data"]["env"], &event["data"]["node"]), (&run["env"], &"n1".into()));
+        assert_eq!((&event["data"]["env"], &event["data"]["node"]), (&run["env"], &host.as_str().into()));
     }
+    daemon.stop();
+}
+
+/// Many at once: nothing is lost on the way, and the daemon stays small. (`hookbus-bench ganeti --at-once` looks at the times.)
+#[test]
+fn what_many_hooks_report_at_once_arrives() {
+    let home = Home::new("[journal]\nenabled = true\n");
+    let node = Node::new(&home);
+    let daemon = home.serve();
+    let told = fs::File::create(home.path().join("told")).expect("a file");
+    let start = |n: u32| {
+        let stderr = told.try_clone().expect("a descriptor");
+        node.command(&format!("web{n}")).stderr(stderr).spawn().expect("the hook can be started")
+    };
+    let mut all: Vec<_> = (0..200).map(start).collect();
+    for one in &mut all {
+        ended(one);
+        assert!(one.wait().expect("our own child").success());
+    }
+    // What a machine that was busy has left in the spool comes with the next hook.
+    let mut accepted: Vec<_> = (0..200).map(|n| format!("web{n}")).collect();
+    accepted.extend(node.forward());
+    assert_eq!(fs::read_to_string(home.path().join("told")).expect("the file"), "");
     let mib = daemon.program.resident_mib();
     assert!(mib < 64, "{mib} MiB");
+    daemon.stop();
+    let daemon = home.serve();
+    node.all_are_events_once(accepted);
     daemon.stop();
 }
 
@@ -744,14 +870,13 @@ fn a_check_over_http_may_refuse_an_operation() {
 #[test]
 fn a_failover_of_the_master_loses_nothing() {
     let homes = [Home::new("[journal]\nenabled = true\n"), Home::new("[journal]\nenabled = true\n")];
-    let hook = hookbus().with_file_name("hookbus-ganeti-hook");
     // Ganeti runs the hook on both nodes, with the same environment.
     let operation = |master: &str, name: &str| {
         for (home, node) in homes.iter().zip(["n1", "n2"]) {
             let (config, dir) = (home.path().join("hook.toml"), home.path().display());
             let text = format!("socket = \"{dir}/hookbus.sock\"\nspool = \"{dir}/hook-spool\"\nnode = \"{node}\"\n");
             fs::write(&config, text).expect("a file");
-            let mut command = Command::new(&hook);
+            let mut command = Command::new(hook());
             command.arg("--config").arg(&config).env_clear().stdin(Stdio::null()).env("PATH", "/bin");
             for (variable, value) in [
                 ("HOOKS_PATH", "instance-start"),

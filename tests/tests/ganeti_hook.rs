@@ -1,7 +1,7 @@
 //! `hookbus-ganeti-hook`, and `hookbus ganeti`: reports arrive, nothing that is wrong with the daemon or the disk stops an operation, and nothing that
 //! was accepted is lost.
 //!
-//! The daemon is a stand-in of this file, which can misbehave in every way; the real one has its own tests.
+//! The daemon is a stand-in of this file, which can misbehave in every way; the real one, and Ganeti's own runner, are in `ganeti.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use hookbus_tests::servers::certificates::Authority;
 use hookbus_tests::tools::{self, Tool};
-use hookbus_tests::{Deadline, hookbus, wait_until};
+use hookbus_tests::{Deadline, bounded, ended, hookbus};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -214,20 +214,6 @@ impl Node {
         };
         paths.iter().map(mark).collect()
     }
-}
-
-/// Runs a program to its end, which must come by itself: far later than it should, since the machine may be busy, but it must.
-fn bounded(command: &mut Command) -> Output {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it can be started");
-    ended(&mut child);
-    child.wait_with_output().expect("its output")
-}
-
-fn ended(child: &mut Child) {
-    wait_until("the end of the hook", || match child.try_wait().expect("our own child") {
-        Some(_) => Ok(()),
-        None => Err("it runs"),
-    });
 }
 
 #[test]
@@ -811,59 +797,4 @@ fn status_tells_what_is_where_and_fails_when_ganeti_does_not_know_the_node() {
     let (code, text, warned) = site.ganeti("status", &[]);
     assert!(code == 1 && text.contains("Ganeti does not know it"), "{text}");
     assert!(warned.contains("node is \"n1\", which is not in"), "{warned}");
-}
-
-/// Ganeti's own runner runs what `install` has installed, where both are by default, for all that was recorded. For that, /etc is one of the test's own.
-#[test]
-fn ganetis_own_runner_runs_the_installed_hook() {
-    if !Tool::Ganeti.wanted() {
-        return;
-    }
-    let site = Site::new();
-    let node = Node::new("");
-    let daemon = node.daemon();
-    let etc = site.path("own");
-    fs::create_dir_all(etc.join("hookbus")).expect("a directory");
-    for file in ["passwd", "group", "ld.so.cache"] {
-        // Where one is missing, it isn't needed.
-        let _ = fs::copy(Path::new("/etc").join(file), etc.join(file));
-    }
-    let config = format!("socket = {:?}\nspool = {:?}\nreport = \"always\"\n", node.socket(), node.spool());
-    fs::write(etc.join("hookbus/ganeti-hook.toml"), &config).expect("the configuration");
-
-    let runs: Vec<Value> = recorded().into_iter().filter(|run| run["hooks_path"] != "config-update").collect();
-    let input: String = runs.iter().map(|run| format!("{run}\n")).collect();
-    fs::write(site.path("runs"), input).expect("a file");
-    let unshare = |script: &str| {
-        let mut unshare = Command::new("unshare");
-        unshare.args(["--mount", "--user", "--map-root-user", "sh", "-euc", script, "sh"]);
-        unshare.args([&etc, hookbus(), &tools::script("ganeti_runner.py"), &tools::ganeti(), &site.path("runs")]);
-        unshare.output().expect("unshare is a part of util-linux")
-    };
-    if !unshare("mount --bind \"$1\" /etc").status.success() {
-        eprintln!("left out: mounts in a namespace of one's own are not allowed here");
-        return;
-    }
-    let output = unshare(
-        r#"
-        mount --bind "$1" /etc
-        "$2" ganeti install >&2
-        exec /usr/bin/python3 -I "$3" "$4" /etc/ganeti/hooks < "$5"
-        "#,
-    );
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && told.contains("76 links 50-hookbus were made"), "{told}");
-    let config = format!("{config}node = \"{}\"\n", host_name());
-    assert_eq!(fs::read_to_string(etc.join("hookbus/ganeti-hook.toml")).expect("it is there"), config);
-
-    let results = String::from_utf8(output.stdout).expect("UTF-8");
-    assert_eq!(results.lines().count(), runs.len());
-    for (result, run) in results.lines().zip(&runs) {
-        let result: Value = serde_json::from_str(result).expect("JSON");
-        let (path, phase) = (run["hooks_path"].as_str().expect("a path"), run["phase"].as_str().expect("a phase"));
-        assert_eq!(result, json!([[format!("{path}-{phase}.d/50-hookbus"), "success", ""]]));
-    }
-    let environments: Vec<Value> = daemon.reports().into_iter().map(|mut report| report["env"].take()).collect();
-    let expected: Vec<Value> = runs.iter().map(|run| run["env"].clone()).collect();
-    assert_eq!(environments, expected);
 }
