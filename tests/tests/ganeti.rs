@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 use futures_util::StreamExt as _;
 use hookbus_ganeti_hook::spool::Spool;
+use hookbus_tests::servers::http::HttpServer;
 use hookbus_tests::tools::{self, Tool};
 use hookbus_tests::{Home, Kind, Server, bounded, ended, fixtures, hookbus, wait_until};
 use rustix::process::Signal;
@@ -771,6 +772,163 @@ fn ganetis_own_runner_runs_the_installed_hook() {
     for (event, run) in events.iter().zip(&runs) {
         assert_eq!((&event["data"]["env"], &event["data"]["node"]), (&run["env"], &host.as_str().into()));
     }
+    daemon.stop();
+}
+
+/// A daemon that is away, hangs, is slow, or is killed.
+#[test]
+fn what_the_hook_accepts_while_the_daemon_is_in_trouble_is_an_event_once() {
+    let server = HttpServer::start();
+    let bridge = format!("type = \"webhook\"\nurl = \"{}/\"\noverflow = \"block\"\nhwm = 1\n", server.url());
+    let home = Home::new(&format!("[journal]\nenabled = true\n[[bridge]]\nname = \"blocks\"\n{bridge}"));
+    let node = Node::new(&home);
+    let mut accepted = Vec::new();
+    let mut report = |instance: String| {
+        node.report(&instance);
+        accepted.push(instance);
+    };
+    for n in 0..3 {
+        report(format!("absent {n}"));
+    }
+    assert_eq!(node.spooled(), 3);
+    let daemon = home.serve();
+    report("present".into());
+    assert_eq!(node.spooled(), 0, "what waited came with it");
+
+    daemon.program.signal(Signal::STOP);
+    for n in 0..3 {
+        report(format!("stopped {n}"));
+    }
+    assert_eq!(node.spooled(), 3);
+    daemon.program.signal(Signal::CONT);
+
+    // Who gets the events doesn't take them, and there is no room for more: then the answer doesn't come in time.
+    server.process.stop();
+    let mut count = 0;
+    while node.spooled() < 3 {
+        report(format!("slow {count}"));
+        count += 1;
+        assert!(count < 100, "the bridge holds nothing up");
+    }
+    server.process.resume();
+    accepted.extend(node.forward());
+
+    let mut daemon = daemon;
+    daemon.program.kill();
+    node.report("killed");
+    accepted.push("killed".into());
+    let daemon = home.serve();
+    accepted.extend(node.forward());
+    daemon.stop();
+    let daemon = home.serve();
+    node.all_are_events_once(accepted);
+    daemon.stop();
+}
+
+/// One disk for the journal and the spool, which gets full and has room again. It is in a namespace of its own; left out where that isn't allowed.
+#[test]
+fn a_full_disk_costs_nothing_that_was_accepted() {
+    let home = Home::default();
+    let disk = home.path().join("disk");
+    fs::create_dir(&disk).expect("a directory");
+    let mut holder = own_mounts();
+    holder
+        .args(["sh", "-euc", "mount -t tmpfs -o size=24m,mode=777 none \"$1\"; echo mounted; exec cat", "sh"])
+        .arg(&disk);
+    // It lives as long as its input is open.
+    let mut holder =
+        holder.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("unshare is a part of util-linux");
+    let mut said = String::new();
+    let mut output = BufReader::new(holder.stdout.take().expect("a pipe"));
+    output.read_line(&mut said).expect("UTF-8");
+    if said.is_empty() {
+        eprintln!("left out: mounts in a namespace of one's own are not allowed here");
+        holder.wait().expect("our own child");
+        return;
+    }
+    home.configure(&format!(
+        "[journal]\nenabled = true\nmax_bytes = \"64MiB\"\npath = \"{}/journal\"\n",
+        disk.display()
+    ));
+    let serve = || {
+        let mut there = Command::new("nsenter");
+        there.args(["--mount", "--target", &holder.id().to_string()]);
+        if !rustix::process::geteuid().is_root() {
+            there.args(["--user", "--preserve-credentials"]);
+        }
+        there.arg("/usr/bin/python3");
+        home.ready(home.launcher().through(there).spawn())
+    };
+    let seen = PathBuf::from(format!("/proc/{}/root{}", holder.id(), disk.display()));
+    let node = Node::with_spool(&home, seen.join("spool"));
+    let mut accepted = vec!["absent".to_owned()];
+    node.report("absent");
+    let daemon = serve();
+    accepted.extend(node.forward());
+
+    let mut ballast = fs::File::create(seen.join("ballast")).expect("there is room");
+    while ballast.write_all(&[0; 4096]).is_ok() {}
+    drop(ballast);
+    // The journal has some room of its own, of which this leaves little.
+    let headers = [("ce-hookbuskey", "filler"), ("content-type", "text/plain")];
+    for size in [100_000, 2000] {
+        let publish = || home.request("POST", "/v1/events", &headers, &vec![b'x'; size]).expect("an answer").status;
+        while publish() == 202 {}
+    }
+    let mut lost = 0;
+    for n in 0..100 {
+        let instance = format!("full {n}");
+        match node.run(&instance) {
+            told if told.is_empty() => accepted.push(instance),
+            told => {
+                let expected =
+                    told.contains("is lost: the daemon answered 503") && told.contains("No space left on device");
+                assert!(expected && told.lines().count() == 1, "{told}");
+                lost += 1;
+            }
+        }
+        if lost == 3 {
+            break;
+        }
+    }
+    assert_eq!((lost, node.spool.lost()), (3, 3));
+    fs::remove_file(seen.join("ballast")).expect("our own file");
+    accepted.extend(node.forward());
+    assert_eq!(counted(&home, "lost"), lost);
+    daemon.stop();
+    let daemon = serve();
+    node.all_are_events_once(accepted);
+    daemon.stop();
+    drop(holder.stdin.take());
+    holder.wait().expect("our own child");
+}
+
+/// What doesn't fit into the spool any more is told, and counted until the daemon knows it.
+#[test]
+fn a_full_spool_costs_nothing_that_was_accepted() {
+    let home = Home::new("[journal]\nenabled = true\n");
+    let node = Node::new(&home);
+    node.report("kept");
+    let filler = |n: usize| node.spool.dir().join(format!("{:020}-{n:032x}.json", 1));
+    for n in 0..60 {
+        fs::write(filler(n), format!("{{\"id\":\"{n:032x}\",\"x\":\"{}\"}}", "x".repeat(1 << 20)))
+            .expect("there is room");
+    }
+    fs::write(node.spool.dir().join("large"), "").expect("a file");
+    for instance in ["lost", "lost, too"] {
+        let told = node.run(instance);
+        assert!(told.contains("is lost") && told.contains("is full") && told.contains("nobody answers"), "{told}");
+    }
+    (0..60).for_each(|n| fs::remove_file(filler(n)).expect("our own file"));
+    let daemon = home.serve();
+    let mut accepted = vec!["kept".to_owned()];
+    accepted.extend(node.forward());
+    home.logged("n1: its spool was full, and 2 reports of hooks were lost there");
+    accepted.extend(node.forward());
+    assert_eq!((counted(&home, "lost"), node.spool.lost()), (2, 0), "it is told once");
+    daemon.stop();
+    let daemon = home.serve();
+    node.all_are_events_once(accepted);
     daemon.stop();
 }
 

@@ -355,29 +355,6 @@ fn what_the_daemon_refuses_is_told_and_put_aside() {
 }
 
 #[test]
-fn a_full_spool_is_told_and_counted_and_the_daemon_learns_of_it() {
-    let node = Node::new("");
-    node.run_quietly("kept");
-    let filler = |i: usize| node.spool().join(format!("{:020}-{i:032x}.json", 1));
-    for i in 0..3900 {
-        let line = format!("{{\"id\":\"{i:032x}\",\"x\":\"{}\"}}", "x".repeat(16_000));
-        fs::write(filler(i), line).expect("there is room");
-    }
-    for mark in ["lost", "lost, too"] {
-        let told = node.run(mark);
-        assert!(told.contains("is lost") && told.contains("is full") && told.contains("nobody answers"), "{told}");
-    }
-    (0..3900).for_each(|i| fs::remove_file(filler(i)).expect("our own file"));
-    assert_eq!(node.spooled(), ["kept"]);
-    let daemon = node.daemon();
-    node.run_quietly("next");
-    node.run_quietly("last");
-    let lost: Vec<_> = daemon.asked().iter().map(|asked| asked.headers.get("hookbus-lost").cloned()).collect();
-    assert_eq!(lost, [Some("2".to_owned()), None]);
-    assert_eq!(daemon.marks(), ["kept", "next", "last"]);
-}
-
-#[test]
 fn a_spool_that_cannot_be_written_is_told_and_harms_nobody() {
     let node = Node::new("");
     // Not even root can make a directory below a file.
@@ -391,45 +368,6 @@ fn a_spool_that_cannot_be_written_is_told_and_harms_nobody() {
     let daemon = node.daemon();
     node.run_quietly("sent");
     assert_eq!(daemon.marks(), ["sent"]);
-}
-
-/// With mounts of its own, as root of a namespace; left out where that isn't allowed.
-#[test]
-fn a_full_disk_is_told_and_counted_and_harms_nobody() {
-    let node = Node::new("");
-    let script = r#"
-        mount -t tmpfs -o size=64k none "$2"
-        hook() { env -i PATH=/bin GANETI_HOOKS_PATH=instance-start GANETI_MASTER=n1 GANETI_MARK="$3" "$1" --config "$2"; echo "status $?"; }
-        hook "$1" "$3" kept
-        dd if=/dev/zero of="$2/filler" bs=1k >/dev/null 2>&1 || true
-        hook "$1" "$3" lost
-        hook "$1" "$3" lost
-        rm "$2/filler"
-        mv "$4" "$5"
-        hook "$1" "$3" next
-    "#;
-    fs::create_dir(node.spool()).expect("a directory");
-    // The daemon listens all the time, but under another name at first.
-    let daemon = Daemon::start(node.path("away"), well);
-    let unshare = |script: &str| {
-        let mut unshare = Command::new("unshare");
-        unshare.args(["--mount", "--user", "--map-root-user", "sh", "-uc", script, "sh"]);
-        unshare.args([program(), node.spool(), node.config(), node.path("away"), node.socket()]);
-        unshare.output().expect("unshare is a part of util-linux")
-    };
-    if !unshare("mount -t tmpfs none \"$2\"").status.success() {
-        eprintln!("left out: mounts in a namespace of one's own are not allowed here");
-        return;
-    }
-    let output = unshare(script);
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "status 0\n".repeat(4), "{output:?}");
-    let told = String::from_utf8(output.stderr).expect("UTF-8");
-    assert_eq!(told.matches("is lost").count(), 2, "{told}");
-    assert!(told.contains("No space left on device") && !told.contains("can't be counted"), "{told}");
-    assert_eq!(daemon.marks(), ["kept", "next"]);
-    assert_eq!(daemon.asked()[0].headers["hookbus-lost"], "2");
-    // It is found under the other name now.
-    fs::rename(node.socket(), node.path("away")).expect("the socket");
 }
 
 /// What hangs in the kernel and not on the network: here the configuration, which is a pipe that nobody writes to.
