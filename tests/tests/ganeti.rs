@@ -1,9 +1,12 @@
 //! Reports of Ganeti's hooks against a real daemon: one event for each operation, whatever is sent twice, late, or around a crash. And its jobs, from a
 //! directory in which files are replaced as Ganeti replaces them.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -169,6 +172,53 @@ fn operations_make_hooks_run_and_are_in_every_format() {
     let env: Value = serde_json::from_str(&data.next().expect("an event")).expect("JSON");
     assert_eq!(env, report["env"]);
     curl.kill().and_then(|()| curl.wait()).expect("our own child");
+    daemon.stop();
+}
+
+/// A variable that is no UTF-8 goes through the hook, the journal and the executor as it was, and is there when a run is repeated.
+#[test]
+fn what_is_no_text_reaches_scripts_byte_for_byte() {
+    let home = Home::new("[journal]\nenabled = true\n[ganeti]\nnode = \"n1\"\n");
+    let directory = home.path().display();
+    let script = format!("#!/bin/sh\ncat /proc/$$/environ >> {directory}/noted\necho >> {directory}/noted\n");
+    let _ = home.script("note.sh", &script);
+    home.hook("note", "NAME = note\nTYPE = ganeti\nOPERATION = instance-start\nCOMMAND = note.sh\n");
+    let daemon = home.serve();
+    let node = Node::new(&home);
+    let odd = OsStr::from_bytes(b"a=\xFF\xFE 'b\"");
+    let output = node.command("web1").env("GANETI_INSTANCE_TAGS", odd).output().expect("the hook can be started");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let given: BTreeSet<Vec<u8>> = [
+        &b"PATH=/bin"[..],
+        b"GANETI_HOOKS_PATH=instance-start",
+        b"GANETI_HOOKS_PHASE=post",
+        b"GANETI_OBJECT_TYPE=INSTANCE",
+        b"GANETI_CLUSTER=c",
+        b"GANETI_MASTER=n1",
+        b"GANETI_OP_TARGET=web1",
+        b"GANETI_INSTANCE_TAGS=a=\xFF\xFE 'b\"",
+    ]
+    .map(<[u8]>::to_vec)
+    .into();
+    let noted = |times: usize| {
+        wait_until("the script to have run", || match fs::read(home.path().join("noted")) {
+            Ok(noted) if noted.iter().filter(|&&byte| byte == b'\n').count() == times => Ok(noted),
+            other => Err(format!("{other:?}; {}", home.log())),
+        })
+    };
+    let check = |noted: &[u8]| {
+        for run in noted.split(|&byte| byte == b'\n').filter(|run| !run.is_empty()) {
+            let variables: BTreeSet<Vec<u8>> =
+                run.split(|&byte| byte == 0).filter(|variable| !variable.is_empty()).map(<[u8]>::to_vec).collect();
+            assert_eq!(variables, given, "{}", String::from_utf8_lossy(run));
+        }
+    };
+    check(&noted(1));
+    wait_until("the run to be recorded", || match home.run(&["hook", "retry", "note", "0"]) {
+        output if output.status.success() => Ok(()),
+        output => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    });
+    check(&noted(2));
     daemon.stop();
 }
 

@@ -24,7 +24,15 @@
 //! `HOOKBUS_KEY` and `HOOKBUS_EVENT_ID` always; of state changes `HOOKBUS_OBJECT`, `HOOKBUS_ID`, `HOOKBUS_STATE`, and where
 //! the event has it `HOOKBUS_LCM_STATE`, `HOOKBUS_PREV_STATE`, `HOOKBUS_NAME`, `HOOKBUS_HOST`. What a variable can't hold (NUL) is
 //! replaced.
+//!
+//! Hooks of TYPE `ganeti` have what Ganeti gave, byte for byte. An environment is text here and in records; a variable that is no UTF-8 is written down as
+//! `NAME=base64` with `NAME=value` in base64 for its value ([`written`]), which can't be taken for another one: no variable's name has a `=`.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use hookbus_bridges::ganeti::{HookRun, Report};
 use hookbus_bridges::opennebula::{Document, Element, Event, Kind};
 
@@ -103,6 +111,29 @@ pub(crate) fn quoted(word: &str) -> String {
     shlex::Quoter::new().allow_nul(true).quote(word).map_or_else(|_| word.to_owned(), Into::into)
 }
 
+/// The same of a word that may be no UTF-8.
+pub(crate) fn quoted_bytes(word: &[u8]) -> Vec<u8> {
+    shlex::bytes::Quoter::new().allow_nul(true).quote(word).map_or_else(|_| word.to_vec(), Into::into)
+}
+
+/// What the name of a variable that is no UTF-8 ends with where it is written down.
+const IN_BASE64: &str = "=base64";
+
+/// A variable that is no UTF-8, `NAME=value`, as it is written down.
+fn written(variable: &[u8]) -> Variable {
+    let name = variable.split(|&byte| byte == b'=').next().unwrap_or_default();
+    (format!("{}{IN_BASE64}", text(name)).into(), BASE64_STANDARD.encode(variable))
+}
+
+/// What a process gets for a variable that was written down: its name and its value.
+pub(crate) fn for_process((name, value): &Variable) -> (OsString, OsString) {
+    let bytes = name.ends_with(IN_BASE64).then(|| BASE64_STANDARD.decode(value).ok()).flatten();
+    match bytes.as_ref().and_then(|bytes| Some((bytes, bytes.iter().position(|&byte| byte == b'=')?))) {
+        Some((bytes, at)) => (OsString::from_vec(bytes[..at].to_vec()), OsString::from_vec(bytes[at + 1..].to_vec())),
+        None => (name.as_ref().into(), value.into()),
+    }
+}
+
 /// What hooks can have of an event. Made once for all hooks that an event makes run, since it takes parsing the document.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Facts {
@@ -141,8 +172,9 @@ impl GanetiFacts {
     pub(crate) fn of_data(json: &[u8]) -> Option<(Self, HookRun)> {
         let run = Report::of_data(&serde_json::from_slice(json).ok()?)?.run;
         let owned = |nodes: Vec<&str>| nodes.into_iter().map(str::to_owned).collect();
+        let texts = run.environment().iter().map(|(name, value)| (name.clone().into(), value.clone()));
         let facts = GanetiFacts {
-            environment: run.environment().iter().map(|(name, value)| (name.clone().into(), value.clone())).collect(),
+            environment: texts.chain(run.bytes().iter().map(|variable| written(variable))).collect(),
             master: run.master().to_owned(),
             primary: run.primary().map(str::to_owned),
             secondaries: owned(run.secondaries()),

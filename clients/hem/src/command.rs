@@ -21,7 +21,9 @@
 //! here if it has shell characters, then that of the user's login there. The host is text of an event, and quoted; so are words.
 
 use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -58,9 +60,9 @@ pub(crate) struct CommandLine {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Form {
     /// Arguments of the program. A shell would read each of them as it is, blanks between them.
-    Words(Vec<String>),
+    Words(Vec<OsString>),
     /// Arguments of the program, whatever is in them.
-    Exact(Vec<String>),
+    Exact(Vec<OsString>),
     /// A line for `sh -c`.
     Shell(String),
 }
@@ -83,9 +85,9 @@ impl CommandLine {
             }
         };
         let program = format!("{base}{slash}{program}");
-        let own = own.into_iter().map(str::to_owned);
+        let own = own.into_iter().map(OsString::from);
         let form = match arguments {
-            Some(Arguments::Words(given)) => Form::Exact(own.chain(given.iter().cloned()).collect()),
+            Some(Arguments::Words(given)) => Form::Exact(own.chain(given.iter().map(OsString::from)).collect()),
             _ if command.contains(SHELL_CHARACTERS) || written.contains(SHELL_CHARACTERS) => {
                 Form::Shell(format!("{}{slash}{command}{blank}{written}", shell_path(base)))
             }
@@ -98,30 +100,34 @@ impl CommandLine {
     pub(crate) fn on_host(self, ssh: &Path, host: &str, reads_input: bool) -> Self {
         let ssh = ssh.to_string_lossy();
         let options = if reads_input { &["--"][..] } else { &["-n", "--"] };
-        let words = |rest: Vec<String>| {
-            let options = options.iter().map(|&option| option.to_owned());
-            Form::Words(options.chain([host.to_owned()]).chain(rest).collect())
+        let words = |rest: Vec<OsString>| {
+            let options = options.iter().map(OsString::from);
+            Form::Words(options.chain([host.into()]).chain(rest).collect())
         };
         let form = match self.form {
             // Without a variable of its own of that name a shell there would look for programs along its own PATH.
             form if self.alone => {
-                let variables =
-                    self.environment.iter().map(|(name, value)| arguments::quoted(&format!("{name}={value}")));
-                let env = ["cd", "/", "&&", "exec", "env", "-i"].map(str::to_owned).into_iter().chain(variables);
-                let command: Vec<String> = match form {
+                let variables = self.environment.iter().map(|variable| {
+                    let (name, value) = arguments::for_process(variable);
+                    quoted(OsStr::from_bytes(&[name.as_bytes(), b"=", value.as_bytes()].concat()))
+                });
+                let env = ["cd", "/", "&&", "exec", "env", "-i"].map(OsString::from).into_iter().chain(variables);
+                let program = quoted(self.program.as_ref());
+                let command: Vec<OsString> = match form {
                     Form::Words(rest) | Form::Exact(rest) => {
-                        std::iter::once(&self.program).chain(&rest).map(|word| arguments::quoted(word)).collect()
+                        std::iter::once(program).chain(rest.iter().map(|word| quoted(word))).collect()
                     }
                     Form::Shell(line) => {
-                        ["/bin/sh", "-c"].map(str::to_owned).into_iter().chain([arguments::quoted(&line)]).collect()
+                        ["/bin/sh", "-c"].map(OsString::from).into_iter().chain([quoted(line.as_ref())]).collect()
                     }
                 };
                 words(env.chain(command).collect())
             }
             // ssh joins them with blanks, for a shell there.
-            Form::Words(rest) => words(std::iter::once(self.program).chain(rest).collect()),
+            Form::Words(rest) => words(std::iter::once(self.program.into()).chain(rest).collect()),
             Form::Exact(rest) => {
-                words(std::iter::once(&self.program).chain(&rest).map(|word| arguments::quoted(word)).collect())
+                let program = quoted(self.program.as_ref());
+                words(std::iter::once(program).chain(rest.iter().map(|word| quoted(word))).collect())
             }
             Form::Shell(line) => {
                 Form::Shell(format!("{} {} {} {line}", shell_path(&ssh), options.join(" "), arguments::quoted(host)))
@@ -185,7 +191,8 @@ impl CommandLine {
     /// the shell, for Ruby as for a shell itself.
     pub(crate) fn process_of_script(&self) -> Option<Command> {
         let (Form::Words(words) | Form::Exact(words)) = &self.form else { return None };
-        let mut command = shell(std::iter::once(&self.program).chain(words));
+        let mut command =
+            shell(std::iter::once(OsStr::new(&self.program)).chain(words.iter().map(OsString::as_os_str)));
         self.prepare(&mut command);
         Some(command)
     }
@@ -199,7 +206,7 @@ impl CommandLine {
             command.env_clear().current_dir("/");
         }
         if self.here || !self.alone {
-            command.envs(self.environment.iter().map(|(name, value)| (&**name, value)));
+            command.envs(self.environment.iter().map(arguments::for_process));
         }
     }
 
@@ -221,7 +228,12 @@ impl CommandLine {
     }
 }
 
-fn shell<A: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
+/// A word as a shell reads it back.
+fn quoted(word: &OsStr) -> OsString {
+    OsString::from_vec(arguments::quoted_bytes(word.as_bytes()))
+}
+
+fn shell<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
     let mut command = Command::new("/bin/sh");
     command.arg0("sh").args(arguments);
     command
@@ -243,7 +255,10 @@ fn shell_path(path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use hookbus_bridges::ganeti::HookRun;
+
     use super::*;
+    use crate::arguments::GanetiFacts;
 
     fn line(base_path: &str, command: &str, arguments: &str) -> CommandLine {
         CommandLine::new(Path::new(base_path), command, Some(&Arguments::Line(arguments.into())))
@@ -252,7 +267,10 @@ mod tests {
     fn words(command: &str, arguments: &str) -> Option<Vec<String>> {
         let line = line("/b/hooks/", command, arguments);
         match line.form {
-            Form::Words(words) => Some(std::iter::once(line.program).chain(words).collect()),
+            Form::Words(words) => {
+                let words = words.into_iter().map(|word| word.into_string().unwrap());
+                Some(std::iter::once(line.program).chain(words).collect())
+            }
             Form::Exact(_) => panic!("{line:?}"),
             Form::Shell(_) => None,
         }
@@ -286,7 +304,7 @@ mod tests {
     fn words_see_no_shell() {
         let given = Arguments::Words(["$(id)", "", "a b"].map(str::to_owned).to_vec());
         let line = CommandLine::new(Path::new("/b"), "x fixed", Some(&given));
-        assert_eq!(line.form, Form::Exact(["fixed", "$(id)", "", "a b"].map(str::to_owned).to_vec()));
+        assert_eq!(line.form, Form::Exact(["fixed", "$(id)", "", "a b"].map(OsString::from).to_vec()));
         assert_eq!(line.line(), "/b/x fixed '$(id)' '' 'a b'");
         assert_eq!(CommandLine::new(Path::new("/b"), "x", None).line(), "/b/x");
     }
@@ -300,7 +318,7 @@ mod tests {
             let far = line.on_host(Path::new("ssh"), "no de", input);
             assert_eq!((far.line(), far.program.as_str()), (recorded.as_str(), "ssh"));
             match far.form {
-                Form::Words(words) => words.join("|"),
+                Form::Words(words) => words.join(OsStr::new("|")).into_string().unwrap(),
                 form => format!("{form:?}"),
             }
         };
@@ -308,6 +326,35 @@ mod tests {
         assert_eq!(far("x", &Arguments::Line(String::new()), true), "--|no de|/r/x");
         assert_eq!(far("x", &Arguments::Words(vec!["$(id)".into()]), false), "-n|--|no de|/r/x|'$(id)'");
         assert_eq!(far("x", &Arguments::Line("$HOME".into()), false), r#"Shell("ssh -n -- 'no de' /r/x $HOME")"#);
+    }
+
+    /// Here and there a script gets the bytes that Ganeti gave.
+    #[test]
+    fn a_variable_that_is_no_utf8_is_one() {
+        let run = HookRun::new(
+            [("GANETI_HOOKS_PATH", "node-add"), ("GANETI_HOOKS_PHASE", "pre")].map(|(n, v)| (n.into(), v.into())),
+            Some("n1".into()),
+        );
+        let run = run.unwrap().with_bytes(vec![b"GANETI_X=a'\xFF=\n".to_vec()]);
+        let data = serde_json::json!({"report": "0".repeat(32), "time": "2026-11-23T02:00:00Z", "node": "n1", "env": run.environment(),
+            "env_base64": run.data()["env_base64"]});
+        let (facts, _) = GanetiFacts::of_data(data.to_string().as_bytes()).unwrap();
+        let here = CommandLine::new(Path::new("/b"), "x", None).with_this_environment(facts.environment().to_vec());
+        // A record knows it again.
+        let recorded: Vec<_> =
+            here.environment().iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
+        assert_eq!(GanetiFacts::recorded(&recorded).environment(), facts.environment());
+        let process = here.process();
+        let value = process.get_envs().find(|(name, _)| *name == "GANETI_X").and_then(|(_, value)| value).unwrap();
+        assert_eq!(value.as_bytes(), b"a'\xFF=\n");
+        assert_eq!(process.get_envs().filter(|(_, value)| value.is_some()).count(), 3);
+        let far = here.on_host(Path::new("ssh"), "n2", false).process();
+        let words: Vec<_> = far.get_args().map(OsStr::as_bytes).collect();
+        let line = words[3..].join(&b' ');
+        let shown = [line.strip_suffix(b"/b/x").unwrap(), b"/usr/bin/env -0"].concat();
+        let read = Command::new("/bin/sh").arg("-c").arg(OsStr::from_bytes(&shown)).output().unwrap();
+        let variables: Vec<_> = read.stdout.split(|&byte| byte == 0).collect();
+        assert!(variables.contains(&&b"GANETI_X=a'\xFF=\n"[..]), "{read:?}");
     }
 
     #[test]

@@ -201,10 +201,20 @@ fn record(execution: &Value) -> Element {
     elements.extend(execution["event"].as_str().map(|event| Element::text("EVENT", event)));
     elements.extend(execution["key"].as_str().map(|key| Element::text("KEY", key)));
     if let Some(environment) = execution["environment"].as_object().filter(|environment| !environment.is_empty()) {
-        let variables = environment.iter().map(|(name, text)| Element::text(name, string(text)));
+        let variables = environment.iter().map(|(name, text)| match is_name(name) {
+            true => Element::text(name, string(text)),
+            false => Element::text("VARIABLE", format!("{name}={}", string(text))),
+        });
         elements.push(Element::of("ENVIRONMENT", variables.collect()));
     }
     Element::of("HOOK_EXECUTION_RECORD", elements)
+}
+
+/// Whether an element can have this name.
+fn is_name(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    bytes.next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'))
 }
 
 /// An output in base64.

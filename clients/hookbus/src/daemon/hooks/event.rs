@@ -90,9 +90,10 @@ fn of_environment(content: &[u8]) -> Result<Option<Message>, String> {
     let object: Option<serde_json::Map<String, Value>> = json.and_then(|json| serde_json::from_slice(&json).ok());
     let Some(object) = object else { return Ok(None) };
     // The data of an event has it, too.
+    let bytes = object.get("env_base64").filter(|_| object.contains_key("env")).cloned().unwrap_or_else(|| json!([]));
     let environment = object.get("env").cloned().unwrap_or(Value::Object(object));
     let time = rfc3339(SystemTime::now().into());
-    let report = json!({"id": "0".repeat(32), "time": time, "node": "hookbus hook test", "env": environment});
+    let report = json!({"id": "0".repeat(32), "time": time, "node": "hookbus hook test", "env": environment, "env_base64": bytes});
     Report::parse(report.to_string().as_bytes()).map(|report| Some(report.message())).map_err(|e| e.to_string())
 }
 
