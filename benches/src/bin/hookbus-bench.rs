@@ -128,6 +128,18 @@ struct Ganeti {
     /// Runs of each contender
     #[arg(long, default_value_t = 500)]
     runs: usize,
+
+    /// Instead: so many runs of the hook at once, against `hookbus serve`; fails when a report is lost
+    #[arg(long, value_name = "COUNT", conflicts_with = "runs")]
+    at_once: Option<usize>,
+
+    /// With --at-once: the daemon [default: the `hookbus` beside this one]
+    #[arg(long, value_name = "PATH", requires = "at_once")]
+    daemon: Option<PathBuf>,
+
+    /// With --at-once: rounds, each with a new daemon
+    #[arg(long, default_value_t = 5, requires = "at_once")]
+    rounds: usize,
 }
 
 #[cfg(feature = "buses")]
@@ -312,9 +324,20 @@ fn hooks(args: &Hooks) -> Result<(), Box<dyn Error>> {
 
 fn ganeti(args: &Ganeti) -> Result<(), Box<dyn Error>> {
     let hook = beside(args.hook.as_ref(), "hookbus-ganeti-hook")?;
-    let options = ganeti::Options { hook, runs: if args.output.quick { 3 } else { args.runs } };
+    let quick = args.output.quick;
     let mut report = Report::new();
-    ganeti::compare(&mut report, &options, progress)?;
+    match args.at_once {
+        Some(count) => {
+            let daemon = beside(args.daemon.as_ref(), "hookbus")?;
+            let (count, rounds) = if quick { (10, 1) } else { (count, args.rounds) };
+            let options = ganeti::at_once::Options { hook, daemon, count, rounds };
+            ganeti::at_once::measure(&mut report, &options, progress)?;
+        }
+        None => {
+            let options = ganeti::Options { hook, runs: if quick { 3 } else { args.runs } };
+            ganeti::compare(&mut report, &options, progress)?;
+        }
+    }
     finish(&report, &args.output)
 }
 
