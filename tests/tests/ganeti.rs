@@ -8,6 +8,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -140,6 +141,48 @@ fn what_is_no_report_is_refused_alone() {
     let headers = [("ce-hookbuskey", "EVENT GANETI NODE/node-add/post/n9 "), ("content-type", "text/plain")];
     assert_eq!(home.request("POST", "/v1/events", &headers, b"x").expect("an answer").status, 403);
     assert_eq!(operations(&home, 2).len(), 2);
+    daemon.stop();
+}
+
+/// Bodies of reports that are on their way count together with all others: 16 MiB here.
+#[test]
+fn many_large_reports_at_once_are_bounded() {
+    let home = Home::new("[limits]\nhttp_body_bytes = \"64KiB\"\n");
+    let daemon = home.serve();
+    // Each holds nearly 4 MiB, and doesn't go on.
+    let hold = || {
+        let mut stream = UnixStream::connect(home.socket()).expect("the daemon listens");
+        let head =
+            format!("POST /v1/ganeti/reports HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", 4 << 20);
+        stream.write_all(&[head.as_bytes(), &vec![b'\n'; (4 << 20) - 1]].concat()).expect("the daemon reads");
+        stream
+    };
+    let mut held: Vec<UnixStream> = (0..4).map(|_| hold()).collect();
+    let ask = || {
+        let answer = home.request("POST", "/v1/ganeti/reports", &[], &[b'\n'; 4096]).expect("an answer");
+        (answer.status, answer.text())
+    };
+    wait_until("no room to be left", || match ask() {
+        (503, text) => {
+            assert!(text.contains("too many large requests at once"), "{text}");
+            Ok(())
+        }
+        (_, text) => {
+            // This may have come between, so that there was no room for one of those.
+            for stream in &mut held {
+                stream.set_nonblocking(true).expect("a socket");
+                if stream.read(&mut [0]).is_ok() {
+                    *stream = hold();
+                }
+            }
+            Err(text)
+        }
+    });
+    drop(held);
+    wait_until("room", || match ask() {
+        (202, _) => Ok(()),
+        (_, text) => Err(text),
+    });
     daemon.stop();
 }
 

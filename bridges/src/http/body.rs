@@ -1,8 +1,8 @@
 //! Bodies of requests, read whole within bounds.
 //!
 //! Each has a limit of its own, and all that are on their way have one together ([`BodyBudget`]): sixty clients with 64 MiB each
-//! would otherwise be an easy way to use up the machine. A body counts as it arrives, not as it is announced. A client that sends
-//! nothing for a while is told so, because what has arrived of its body is held meanwhile.
+//! would otherwise be an easy way to use up the machine. A body counts as it arrives, not as it is announced, and until it has been dealt
+//! with. A client that sends nothing for a while is told so, because what has arrived of its body is held meanwhile.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +14,9 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 
 use super::problem::Problem;
+
+/// How long a body may pause on its way.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What all bodies together may hold.
 #[derive(Debug)]
@@ -49,16 +52,18 @@ impl Drop for Held {
     }
 }
 
-/// Reads a body of at most `limit_bytes`. What is returned with it is to be kept as long as the body is.
+/// Reads a body of at most `limit_bytes`; `set_by` says what sets that limit, where it can be set. What is returned with it is to be kept as long
+/// as the body is.
 pub(crate) async fn read(
     mut body: Body,
     limit_bytes: usize,
+    set_by: &str,
     patience: Duration,
     budget: &Arc<BodyBudget>,
 ) -> Result<(Bytes, Held), Problem> {
     let mut held = Held { budget: Arc::clone(budget), bytes: 0 };
     let too_large = || {
-        let detail = format!("the body has more than {limit_bytes} bytes; [limits] http_body_bytes sets the limit");
+        let detail = format!("the body has more than {limit_bytes} bytes{set_by}");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
     };
     if body.size_hint().lower() > limit_bytes as u64 {
@@ -101,8 +106,6 @@ pub(crate) async fn read(
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(60);
-
     fn pieces(pieces: &'static [&'static str]) -> Body {
         struct Pieces(std::slice::Iter<'static, &'static str>);
         impl HttpBody for Pieces {
@@ -122,13 +125,13 @@ mod tests {
     #[tokio::test]
     async fn a_body_is_read_whole_and_given_back_to_the_budget() {
         let budget = BodyBudget::new(10);
-        let (body, held) = read(pieces(&["ab", "c", "def"]), 6, PATIENCE, &budget).await.expect("it fits");
+        let (body, held) = read(pieces(&["ab", "c", "def"]), 6, "", PATIENCE, &budget).await.expect("it fits");
         assert_eq!((&*body, held.bytes), (&b"abcdef"[..], 6));
-        let refused = read(pieces(&["abc", "de"]), 6, PATIENCE, &budget).await.expect_err("the budget is used up");
+        let refused = read(pieces(&["abc", "de"]), 6, "", PATIENCE, &budget).await.expect_err("the budget is used up");
         assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
         drop(held);
         assert_eq!(budget.used.load(Ordering::Relaxed), 0);
-        let (body, _held) = read(pieces(&["abcde"]), 6, PATIENCE, &budget).await.expect("there is room again");
+        let (body, _held) = read(pieces(&["abcde"]), 6, "", PATIENCE, &budget).await.expect("there is room again");
         assert_eq!(&*body, b"abcde");
     }
 
@@ -136,9 +139,9 @@ mod tests {
     async fn a_body_over_the_limit_is_refused() {
         let budget = BodyBudget::new(100);
         for body in [pieces(&["abc", "def"]), Body::from("abcdef")] {
-            let refused = read(body, 5, PATIENCE, &budget).await.expect_err("too large");
+            let refused = read(body, 5, "; it is set there", PATIENCE, &budget).await.expect_err("too large");
             assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
-            assert!(refused.detail().contains("http_body_bytes"), "{refused:?}");
+            assert!(refused.detail().contains("5 bytes; it is set there"), "{refused:?}");
         }
         assert_eq!(budget.used.load(Ordering::Relaxed), 0);
     }
@@ -157,7 +160,8 @@ mod tests {
                 std::task::Poll::Pending
             }
         }
-        let refused = read(Body::new(Stalled), 5, PATIENCE, &BodyBudget::new(10)).await.expect_err("it never comes");
+        let refused =
+            read(Body::new(Stalled), 5, "", PATIENCE, &BodyBudget::new(10)).await.expect_err("it never comes");
         assert_eq!(refused.status(), StatusCode::REQUEST_TIMEOUT);
     }
 }

@@ -38,6 +38,7 @@ pub(crate) struct Facts {
     pub(crate) schema: Option<Value>,
     pub(crate) answers: Vec<Answer>,
     pub(crate) problems: Vec<(StatusCode, &'static str)>,
+    pub(crate) body_limit_bytes: Option<usize>,
 }
 
 /// A parameter of an endpoint.
@@ -112,6 +113,7 @@ impl<S: Clone + Send + Sync + 'static> Endpoint<S> {
             schema: None,
             answers: Vec::new(),
             problems: Vec::new(),
+            body_limit_bytes: None,
         };
         Endpoint { handler: on(filter, handler), facts }
     }
@@ -208,12 +210,14 @@ impl<S: Clone + Send + Sync + 'static> Endpoints<S> {
         Endpoints { all: endpoints.into_iter().collect() }
     }
 
-    /// Sets the largest body that axum's extractors read.
+    /// Sets the largest body. It is read before the handler is called, counts until that has answered, and may not pause for long; see the server's
+    /// own `POST /v1/events`.
     #[must_use]
     pub fn body_limit_bytes(mut self, bytes: usize) -> Self {
         let limited = |Endpoint { handler, facts }| Endpoint {
-            handler: MethodRouter::layer(handler, DefaultBodyLimit::max(bytes)),
-            facts,
+            // What axum's extractors add of their own would be less.
+            handler: MethodRouter::layer(handler, DefaultBodyLimit::disable()),
+            facts: Facts { body_limit_bytes: Some(bytes), ..facts },
         };
         self.all = self.all.into_iter().map(limited).collect();
         self
@@ -244,8 +248,8 @@ impl Endpoints {
     /// The router of all, each behind its door.
     pub(crate) fn router(self, shared: &Arc<Shared>) -> Router {
         let mut router = Router::new();
-        for Endpoint { handler, facts: Facts { path, right, content, .. } } in self.all {
-            let door = Arc::new(Door { shared: Arc::clone(shared), right, content });
+        for Endpoint { handler, facts: Facts { path, right, content, body_limit_bytes, .. } } in self.all {
+            let door = Arc::new(Door { shared: Arc::clone(shared), right, content, body_limit_bytes });
             router = router.route(path, handler.route_layer(middleware::from_fn_with_state(door, at_the_door)));
         }
         router

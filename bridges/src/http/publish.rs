@@ -26,15 +26,16 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const RETRY_AFTER_SECONDS: u32 = 5;
 /// How often it is looked whether the journal is open. It takes moments, once in the life of a driver.
 const LOOK_FOR_JOURNAL: Duration = Duration::from_millis(20);
-/// How long a body may pause on its way.
-const BODY_PATIENCE: Duration = Duration::from_secs(30);
+/// What sets the limit of a body.
+pub(crate) const LIMIT_SET_BY: &str = "; [limits] http_body_bytes sets the limit";
 
 pub(crate) async fn publish(
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (body, _held) = body::read(body, shared.options.body_limit_bytes, BODY_PATIENCE, &shared.budget).await?;
+    let (body, _held) =
+        body::read(body, shared.options.body_limit_bytes, LIMIT_SET_BY, body::PATIENCE, &shared.budget).await?;
     let content_type = match headers.get(header::CONTENT_TYPE).map(|value| value.to_str()) {
         None => None,
         Some(Ok(text)) => Some(text),

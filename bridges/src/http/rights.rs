@@ -22,8 +22,10 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::access::Caller;
+use super::body;
 use super::endpoints::Content;
 use super::problem::Problem;
+use super::publish::LIMIT_SET_BY;
 use super::routes::{Peer, Shared};
 use super::tokens::TokenFiles;
 
@@ -45,13 +47,21 @@ pub(crate) struct Door {
     pub(crate) shared: Arc<Shared>,
     pub(crate) right: Right,
     pub(crate) content: Content,
+    /// How large the body may be that is read here, for handlers that take it whole.
+    pub(crate) body_limit_bytes: Option<usize>,
 }
 
 /// Lets a request in at its route, or not.
 pub(crate) async fn at_the_door(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
-    match door.admits(&parts).await {
-        Ok(()) => next.run(Request::from_parts(parts, body)).await,
+    if let Err(problem) = door.admits(&parts).await {
+        return problem.into_response();
+    }
+    let Some(limit_bytes) = door.body_limit_bytes else { return next.run(Request::from_parts(parts, body)).await };
+    let set_by = if limit_bytes == door.shared.options.body_limit_bytes { LIMIT_SET_BY } else { "" };
+    match body::read(body, limit_bytes, set_by, body::PATIENCE, &door.shared.budget).await {
+        // It counts until there is an answer.
+        Ok((body, _held)) => next.run(Request::from_parts(parts, body.into())).await,
         Err(problem) => problem.into_response(),
     }
 }

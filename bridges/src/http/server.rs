@@ -155,10 +155,11 @@ impl Server {
     ) -> Server {
         let own = routes::endpoints();
         let facts = || own.facts().chain(more.facts());
+        let largest = facts().filter_map(|facts| facts.body_limit_bytes).chain([options.body_limit_bytes]).max();
         let shared = Arc::new(Shared {
             broker,
             encoder,
-            budget: BodyBudget::new(options.body_limit_bytes.saturating_mul(BODIES)),
+            budget: BodyBudget::new(largest.unwrap_or_default().saturating_mul(BODIES)),
             encodings: Encodings::new(ENCODINGS_BYTES),
             followers: Followers::default(),
             daemon,
