@@ -370,16 +370,27 @@ fn a_spool_that_cannot_be_written_is_told_and_harms_nobody() {
     assert_eq!(daemon.marks(), ["sent"]);
 }
 
-/// What hangs in the kernel and not on the network: here the configuration, which is a pipe that nobody writes to.
+/// What hangs in the kernel and not on the network: here files that are pipes to which nobody writes.
 #[test]
 fn nothing_that_hangs_outlasts_the_time() {
     let node = Node::new("");
     let daemon = node.daemon();
-    fs::remove_file(node.config()).expect("it was written");
-    rustix::fs::mkfifoat(rustix::fs::CWD, node.config(), 0o600.into()).expect("a pipe");
+    let config = fs::read_to_string(node.config()).expect("it was written");
+    let pipe = |path: PathBuf| rustix::fs::mkfifoat(rustix::fs::CWD, path, 0o600.into()).expect("a pipe");
+    pipe(node.path("token"));
+    fs::write(node.config(), format!("{config}token_file = {:?}\n", node.path("token"))).expect("the configuration");
     let told = node.run("1");
-    assert!(told.contains("the time is over"), "{told}");
-    assert!(daemon.asked().is_empty());
+    assert!(told.contains("the time is over") && told.contains("is lost") && told.lines().count() == 1, "{told}");
+    // It is counted, and told with the next.
+    fs::write(node.config(), config).expect("the configuration");
+    node.run_quietly("2");
+    assert_eq!((daemon.marks(), daemon.asked()[0].headers["hookbus-lost"].as_str()), (vec!["2".to_owned()], "1"));
+    // Before the configuration is read, nobody knows where.
+    fs::remove_file(node.config()).expect("it was written");
+    pipe(node.config());
+    let told = node.run("3");
+    assert!(told.contains("the time is over") && told.contains("not counted"), "{told}");
+    assert_eq!(daemon.asked().len(), 1);
 }
 
 #[test]

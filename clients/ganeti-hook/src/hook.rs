@@ -4,7 +4,14 @@
 //! longer than it may be. A panic is caught: it is not the end of a job either.
 //!
 //! Of `timeout_ms`, a report that isn't in the spool yet may take three tenths to be sent, so that there is time for the spool where a thousand hooks wait for a
-//! daemon that hangs; one that is there may take half. What the spool doesn't take has a little longer. The last twentieth is for the end of the process.
+//! daemon that hangs; one that is there may take half. What the spool doesn't take has a little longer. The rest is for the end of the process.
+//!
+//! # When the time is over
+//!
+//! A report that has no file in the spool by then, and no answer, is lost: that is told, and counted. The two threads agree on it ([`Fate`]): where it is
+//! counted it gets no name in the spool any more, and one that gets its name isn't counted. (An answer that was about to come can't be known: such a report
+//! is counted although the daemon has it.) Counting takes the disk that was too slow, or at least its memory, so it is done by a third thread, and
+//! waited for until what is left of the time is over; when it isn't done by then, that is told instead.
 //!
 //! 1. An operation that this node doesn't report (`report`) is none of our business: the run ends.
 //! 2. One that is in `gate_ops`, in phase pre, is sent to `/v1/ganeti/gate`, and the verdict is waited for. The request is the report of this run, too.
@@ -16,7 +23,9 @@ use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::process;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,7 +35,7 @@ use thiserror::Error;
 use crate::config::{Config, GateDefault, Reading, ReportOn};
 use crate::exchange::{self, Answer, ExchangeError, Request};
 use crate::report::{Environment, Report, host_name};
-use crate::spool::{Batch, Receipt, Spool, UnfitReceipt, Untold};
+use crate::spool::{Batch, PutError, Receipt, Spool, UnfitReceipt, Untold};
 
 /// Where reports go.
 const REPORTS: &str = "/v1/ganeti/reports";
@@ -52,8 +61,43 @@ enum End {
 /// How long a run may take, and how it ends when that is over.
 #[derive(Debug)]
 struct Limit {
+    /// Work ends here.
     deadline: Instant,
+    /// The process ends here, whatever it does.
+    end: Instant,
     late: End,
+}
+
+/// What becomes of the report of a run: decided once, by whoever comes first.
+#[derive(Debug, Default)]
+struct Fate(AtomicU8);
+
+impl Fate {
+    const OPEN: u8 = 0;
+    /// The daemon has it, or this node has none to send.
+    const SETTLED: u8 = 1;
+    /// It gets its name in the spool, or has it.
+    const SPOOLED: u8 = 2;
+    /// It is lost, and who decided that counts it.
+    const LOST: u8 = 3;
+
+    /// Decides it; where it is decided already, says how.
+    fn decide(&self, fate: u8) -> Result<(), u8> {
+        self.0.compare_exchange(Fate::OPEN, fate, Ordering::SeqCst, Ordering::SeqCst).map(drop)
+    }
+
+    /// It didn't get its name.
+    fn reopen(&self) {
+        let _ = self.0.compare_exchange(Fate::SPOOLED, Fate::OPEN, Ordering::SeqCst, Ordering::SeqCst);
+    }
+}
+
+/// What the thread that watches knows of the work.
+#[derive(Debug, Default)]
+struct Known {
+    fate: Fate,
+    /// Set when the configuration has been read.
+    spool: OnceLock<Spool>,
 }
 
 /// When what must be done.
@@ -65,44 +109,75 @@ struct Times {
     forward: Instant,
     /// What the spool doesn't take is sent by then, or is lost.
     last: Instant,
+    /// Nothing more is done then, save counting what was lost.
+    over: Instant,
     /// The process ends then.
     end: Instant,
 }
 
 impl Times {
     fn new(start: Instant, timeout: Duration) -> Self {
-        let at = |twentieths: u32| start + timeout * twentieths / 20;
-        Times { send: at(6), forward: at(10), last: at(16), end: at(19) }
+        let at = |fortieths: u32| start + timeout * fortieths / 40;
+        Times { send: at(12), forward: at(20), last: at(32), over: at(37), end: at(39) }
+    }
+
+    fn limit(&self, late: End) -> Limit {
+        Limit { deadline: self.over, end: self.end, late }
     }
 }
 
-/// The stack of the thread that watches, which does next to nothing.
-const WATCH_STACK_BYTES: usize = 128 << 10;
+/// The stack of threads that do next to nothing.
+const STACK_BYTES: usize = 128 << 10;
 
 /// Runs the hook with this configuration; without one, that in the usual place.
 pub fn run(config: Option<&Path>) -> ! {
     let start = Instant::now();
     let (limits, changes) = mpsc::channel();
-    let first = Limit { deadline: Times::new(start, Config::default().timeout).end, late: End::Go };
+    let first = Times::new(start, Config::default().timeout).limit(End::Go);
+    let known = Arc::new(Known::default());
+    let watched = Arc::clone(&known);
     // Where there can be no more threads, nobody watches.
-    let _ = thread::Builder::new().stack_size(WATCH_STACK_BYTES).spawn(move || watch(first, &changes));
+    let _ = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || watch(first, &changes, watched));
     // What it was has been told by then.
-    let end = panic::catch_unwind(AssertUnwindSafe(|| work(start, config, &limits))).unwrap_or(End::Go);
+    let end = panic::catch_unwind(AssertUnwindSafe(|| work(start, config, &limits, &known))).unwrap_or(End::Go);
     process::exit(exit_status(end))
 }
 
 /// Ends the process when its time is over.
-fn watch(mut limit: Limit, changes: &Receiver<Limit>) {
+fn watch(mut limit: Limit, changes: &Receiver<Limit>, known: Arc<Known>) {
     loop {
         match changes.recv_timeout(limit.deadline.saturating_duration_since(Instant::now())) {
             Ok(changed) => limit = changed,
             // It is about to end by itself.
             Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => {
-                tell("the time is over; the report of this operation may be lost: is the disk of the spool slow?");
-                process::exit(exit_status(limit.late));
-            }
+            Err(RecvTimeoutError::Timeout) => break,
         }
+    }
+    let (done, waits) = mpsc::channel::<()>();
+    let farewell = move || {
+        give_up(&known);
+        drop(done);
+    };
+    if thread::Builder::new().stack_size(STACK_BYTES).spawn(farewell).is_ok() {
+        let _ = waits.recv_timeout(limit.end.saturating_duration_since(Instant::now()));
+    }
+    process::exit(exit_status(limit.late));
+}
+
+/// Tells and counts what is lost because the time is over. Whatever it does may hang.
+fn give_up(known: &Known) {
+    let over = "the time is over: is the disk of the spool slow?";
+    match (known.fate.decide(Fate::LOST), known.spool.get()) {
+        (Ok(()), Some(spool)) => match spool.count_lost() {
+            Ok(()) => tell(&format!("{over} The report of this operation is lost")),
+            Err(e) => tell(&format!("{over} The report of this operation is lost, and can't be counted: {e}")),
+        },
+        (Ok(()), None) => tell(&format!("{over} The report of this operation is lost, and not counted")),
+        (Err(Fate::SPOOLED), _) => {
+            tell(&format!("{over} The report of this operation is in it, but a loss of power may lose it"));
+        }
+        // The work has told of it.
+        (Err(_), _) => {}
     }
 }
 
@@ -124,7 +199,7 @@ fn tell(what: &str) {
     let _ = io::stderr().write_all(format!("hookbus-ganeti-hook: {what}\n").as_bytes());
 }
 
-fn work(start: Instant, file: Option<&Path>, limits: &Sender<Limit>) -> End {
+fn work(start: Instant, file: Option<&Path>, limits: &Sender<Limit>, known: &Known) -> End {
     let environment = Environment::of_process();
     let Some(operation) = environment.ganeti("HOOKS_PATH") else {
         tell(
@@ -138,7 +213,7 @@ fn work(start: Instant, file: Option<&Path>, limits: &Sender<Limit>) -> End {
     }
     let times = Times::new(start, config.timeout);
     if config.timeout != Config::default().timeout {
-        let _ = limits.send(Limit { deadline: times.end, late: End::Go });
+        let _ = limits.send(times.limit(End::Go));
     }
     let host = host_name();
     let node = config.node.as_deref().unwrap_or(&host);
@@ -146,7 +221,8 @@ fn work(start: Instant, file: Option<&Path>, limits: &Sender<Limit>) -> End {
         return End::Go;
     }
     let report = Report::new(node, &environment);
-    let hook = Hook { spool: Spool::new(&config.spool), config: &config, report: &report };
+    let spool = known.spool.get_or_init(|| Spool::new(&config.spool));
+    let hook = Hook { spool, fate: &known.fate, config: &config, report: &report };
     let is_gate = environment.ganeti("HOOKS_PHASE") == Some("pre")
         && config.gate_ops.iter().any(|gated| gated == "*" || gated == operation);
     if is_gate {
@@ -197,7 +273,8 @@ fn said(body: &[u8]) -> String {
 /// What a run has at hand.
 struct Hook<'a> {
     config: &'a Config,
-    spool: Spool,
+    spool: &'a Spool,
+    fate: &'a Fate,
     report: &'a Report,
 }
 
@@ -209,15 +286,24 @@ impl Hook<'_> {
             self.keep(&unsent);
             return;
         }
-        let Err(full) = self.spool.put(self.report) else { return self.forward(times) };
+        let Err(full) = self.put() else { return self.forward(times) };
         // Perhaps there is room when some of it is gone.
         self.forward(times);
-        if self.spool.put(self.report).is_ok() {
+        if self.put().is_ok() {
             return self.forward(times);
         }
         if let Err(unsent) = self.send_own(times.last) {
             self.lose(&full.to_string(), &unsent);
         }
+    }
+
+    /// Puts the report of this run into the spool, unless it counts as lost.
+    fn put(&self) -> Result<(), PutError> {
+        let put = self.spool.put_if(self.report, || self.fate.decide(Fate::SPOOLED).is_ok());
+        if put.is_err() {
+            self.fate.reopen();
+        }
+        put
     }
 
     fn forward(&self, times: Times) {
@@ -231,6 +317,7 @@ impl Hook<'_> {
         let body = [&self.report.line[..], b"\n"].concat();
         let receipt = self.send(&body, deadline)?;
         receipt.check([self.report.id.as_str()])?;
+        let _ = self.fate.decide(Fate::SETTLED);
         for refusal in &receipt.refused {
             tell(&format!("the daemon refuses the report of this operation: {}", refusal.problem));
             if let Err(e) = self.spool.put_refused(self.report) {
@@ -260,13 +347,19 @@ impl Hook<'_> {
 
     /// Keeps what could not be sent.
     fn keep(&self, unsent: &SendError) {
-        if let Err(e) = self.spool.put(self.report) {
+        if let Err(e) = self.put() {
             self.lose(&e.to_string(), unsent);
         }
     }
 
     /// Tells that this operation will not be reported.
     fn lose(&self, unkept: &str, unsent: &SendError) {
+        if self.fate.decide(Fate::LOST) == Err(Fate::LOST) {
+            // The time is over; whoever watches it counts, and ends the process.
+            loop {
+                thread::park();
+            }
+        }
         tell(&format!("the report of this operation is lost: {unsent}; {unkept}"));
         if let Err(e) = self.spool.count_lost() {
             tell(&format!("it can't be counted in {} either: {e}", self.spool.dir().display()));
@@ -282,8 +375,8 @@ impl Hook<'_> {
             GateDefault::Deny => End::Refuse(format!("{why}; gate_default is deny")),
         };
         let nobody = format!("no check answered within {}", seconds(wait));
-        let deadline = asked_until + self.config.timeout * 19 / 20;
-        let _ = limits.send(Limit { deadline, late: without(&nobody) });
+        let times = Times::new(asked_until, self.config.timeout);
+        let _ = limits.send(times.limit(without(&nobody)));
         match self.verdict(asked_until) {
             Ok(Verdict { verdict: Kind::Allow, .. }) => End::Go,
             Ok(Verdict { verdict: Kind::Deny, reason }) => End::Refuse(match reason.trim() {
@@ -300,7 +393,7 @@ impl Hook<'_> {
                     _ => without(&format!("no check could be asked: {unasked}")),
                 };
                 // Whatever the disk does: this is how it ends.
-                let _ = limits.send(Limit { deadline, late: end.clone() });
+                let _ = limits.send(times.limit(end.clone()));
                 self.keep(&unasked);
                 end
             }
@@ -315,7 +408,9 @@ impl Hook<'_> {
         if answer.status != 200 {
             return Err(answer.into());
         }
-        Ok(serde_json::from_slice(&answer.body)?)
+        let verdict = serde_json::from_slice(&answer.body)?;
+        let _ = self.fate.decide(Fate::SETTLED);
+        Ok(verdict)
     }
 }
 

@@ -20,7 +20,7 @@
 //!   which the daemon knows it.
 //! - **Order**: what is in the spool goes in the order of its times; a new report waits behind it. Two hooks at the same time have no order.
 //! - **Not accepted** is a report that can't be sent while the spool is full, can't be written, or takes too long: that is told on
-//!   standard error, and counted; the daemon is told the number with the next report.
+//!   standard error, and counted as far as the disk allows it in time; the daemon is told the number with the next report.
 //! - Nothing can end a process that the kernel holds in an uninterruptible wait, for a dead disk say. Everything else ends in time.
 
 pub mod config;

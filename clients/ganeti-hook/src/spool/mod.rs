@@ -93,6 +93,9 @@ pub struct Spool {
 /// Why a report was not accepted.
 #[derive(Debug, Error)]
 pub enum PutError {
+    /// It counts as lost by now.
+    #[error("the time is over")]
+    Late,
     /// There are enough.
     #[error("the spool {} is full: {held} bytes wait there, {max} are allowed", dir.display())]
     Full {
@@ -210,6 +213,14 @@ impl Spool {
     /// # Errors
     /// When the spool is full, or the disk doesn't take it. Then it is not accepted; [`Spool::count_lost`] counts it.
     pub fn put(&self, report: &Report) -> Result<(), PutError> {
+        self.put_if(report, || true)
+    }
+
+    /// The same, if `still` says yes just before the report gets its name, from when on it is sent, whatever becomes of this process.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put), or because `still` said no.
+    pub fn put_if(&self, report: &Report, still: impl FnOnce() -> bool) -> Result<(), PutError> {
         let name = Name { time_ns: report.time_ns, id: report.id.clone() };
         let path = self.dir.join(name.temporary());
         let failed = |what, path: &Path| {
@@ -241,6 +252,9 @@ impl Spool {
         let held = self.held(self.max_bytes).map_err(failed("read", &self.dir))?;
         if held > self.max_bytes {
             return Err(PutError::Full { dir: self.dir.clone(), held: held.saturating_sub(size), max: self.max_bytes });
+        }
+        if !still() {
+            return Err(PutError::Late);
         }
         let named = self.dir.join(name.file());
         fs::rename(&path, &named).map_err(failed("rename", &path))?;
