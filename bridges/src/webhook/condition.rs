@@ -14,10 +14,14 @@
 //! - `*` multiplies numbers, and texts that are numbers; it doesn't repeat texts.
 //! - What combines harmless things (`[.., ..] | [.., ..]`) is counted: each step, and each byte of what is made. Beyond [`STEPS`] and [`BYTES`] the
 //!   evaluation ends in an error, and no `try` hides that.
+//! - A value that is made counts with all that is in it, as often as it is in it: `[., .]` thirty times over takes next to nothing in memory, but what goes
+//!   through it (`tojson`, `flatten`, `==`) would take a thousand million steps in one.
+//! - What may make much more than it was given (`split("")`, `tojson`, `"\(...)"`, `join`), or goes through one thing for each part of another
+//!   (`contains`, `-` of lists), is counted before it is done.
 //! - Expressions have a length that a parser's stack is made for, and a depth that needs little of that which evaluates them.
 //!
-//! What an event holds can therefore neither hang the daemon nor fill its memory. Who writes the expression could still try: objects that hold each other
-//! twice, thirty times over, and then `tojson`.
+//! So neither what an event holds nor who writes the expression can hang the daemon or fill its memory. What an event takes when it is read as JSON, some
+//! times its size, comes on top of [`BYTES`].
 
 use std::cell::Cell;
 use std::fmt;
@@ -128,10 +132,66 @@ const OFFERED: &[(&str, &[usize])] = &[
 
 /// Counts a step; put behind what may yield many things.
 const STEP: &str = "hookbus_step";
-/// Counts the bytes of its input; put behind what makes values.
+/// Counts the bytes of its input with all that is in it; put behind what makes values.
 const WEIGH: &str = "hookbus_weigh";
+/// Counts as much of its input as there will be when it is written as text; put before what does that.
+const WEIGH_TEXT: &str = "hookbus_weigh_text";
+/// Counts as much of its input as there will be when it is taken apart; put before what does that.
+const WEIGH_PARTS: &str = "hookbus_weigh_parts";
 /// A text or number as a number, without jaq's parser for all of JSON.
 const NUMBER: &str = "tonumber";
+
+/// What passes on its input, or a part of it: it makes nothing.
+const PASSING: &[&str] = &[
+    "arrays",
+    "booleans",
+    "empty",
+    "error",
+    "first",
+    "getpath",
+    "iterables",
+    "last",
+    "limit",
+    "max",
+    "max_by",
+    "min",
+    "min_by",
+    "nth",
+    "nulls",
+    "numbers",
+    "objects",
+    "recurse",
+    "scalars",
+    "select",
+    "strings",
+    "values",
+];
+/// What makes a text of its input: at most six characters of one, and numbers are longer written than held.
+const WRITING: &[&str] = &["tojson", "tostring"];
+/// What makes a value of each character or place of its input.
+const DIVIDING: &[&str] = &["index", "indices", "rindex", "split"];
+/// What takes the place of filters whose work, or result, is larger than what they are given: they count first. Where something is done for each of many
+/// things, a list is weighed in which it stands so many times.
+const CAREFUL: &str = "
+    def hookbus_add(f): [f] | hookbus_weigh | add;
+    def hookbus_join(f): f as $x | select([.[] | ., $x] | hookbus_weigh | true) | join($x);
+    def hookbus_contains(f): f as $x | select([.. | $x] | hookbus_weigh | true) | contains($x);
+    def hookbus_inside(f): . as $x | f | hookbus_contains($x);
+    def hookbus_minus(f; g): f as $x | g as $y | select([$x | arrays | .[] | $y] | hookbus_weigh | true) | $x - $y;
+";
+/// The names of these, with the number of arguments.
+const IN_PLACE: &[(&str, usize, &str)] = &[
+    ("add", 1, "hookbus_add"),
+    ("contains", 1, "hookbus_contains"),
+    ("inside", 1, "hookbus_inside"),
+    ("join", 1, "hookbus_join"),
+];
+const MINUS: &str = "hookbus_minus";
+
+/// How much larger a text may be than what it is made of.
+const TEXT_FACTOR: u64 = 8;
+/// How much larger a value is than the character that it is made of.
+const PART_FACTOR: u64 = 64;
 
 /// A condition that can be evaluated.
 pub(super) struct Condition {
@@ -270,19 +330,28 @@ fn unknown(text: &str, undefined: &[(&str, String)]) -> String {
 fn definitions<'s>() -> impl Iterator<Item = Def<&'s str>> {
     // jq has it, jaq doesn't.
     let more = parse("def IN(xs): . as $x | any(xs; . == $x);", |parser| parser.defs()).unwrap_or_default();
-    let all = jaq_core::defs().chain(jaq_std::defs()).chain(jaq_json::defs()).chain(more);
+    let careful = parse(CAREFUL, |parser| parser.defs()).unwrap_or_default();
+    let all = jaq_core::defs().chain(jaq_std::defs()).chain(jaq_json::defs()).chain(more).chain(careful);
     let ours = ["tonumber", "toboolean", "totype"];
     all.filter(move |def| !ours.contains(&def.name)).map(|def| -> Def<&'s str> { def })
 }
 
 fn functions() -> impl Iterator<Item = Fun<Counted>> {
-    let ours: [native::Filter<jaq_core::RunPtr<Counted>>; 3] = [
+    let ours: [native::Filter<jaq_core::RunPtr<Counted>>; 5] = [
         (STEP, native::v(0), |cv| {
             let spent = cv.0.data().1.step();
             box_once(if spent { Err(Exn::from(spent_error())) } else { Ok(cv.1) })
         }),
         (WEIGH, native::v(0), |cv| {
-            let spent = cv.0.data().1.weigh(&cv.1);
+            let spent = cv.0.data().1.weigh(&cv.1, 1);
+            box_once(if spent { Err(Exn::from(spent_error())) } else { Ok(cv.1) })
+        }),
+        (WEIGH_TEXT, native::v(0), |cv| {
+            let spent = cv.0.data().1.weigh(&cv.1, TEXT_FACTOR);
+            box_once(if spent { Err(Exn::from(spent_error())) } else { Ok(cv.1) })
+        }),
+        (WEIGH_PARTS, native::v(0), |cv| {
+            let spent = cv.0.data().1.weigh(&cv.1, PART_FACTOR);
             box_once(if spent { Err(Exn::from(spent_error())) } else { Ok(cv.1) })
         }),
         (NUMBER, native::v(0), |cv| box_once(number(cv.1).map_err(Exn::from))),
@@ -351,16 +420,29 @@ impl Budget {
         self.is_spent()
     }
 
-    /// Counts what was made; whether nothing is left.
-    fn weigh(&self, value: &Val) -> bool {
-        let bytes = match value {
-            Val::BStr(bytes) | Val::TStr(bytes) => bytes.len(),
-            Val::Arr(all) => all.len() * size_of::<Val>(),
-            Val::Obj(all) => all.len() * 4 * size_of::<Val>(),
-            Val::Null | Val::Bool(_) | Val::Num(_) => 0,
-        };
-        self.bytes.set(self.bytes.get().saturating_sub(bytes as u64));
+    /// Counts a value that many times, with all that is in it, as often as it is in it; whether nothing is left.
+    fn weigh(&self, value: &Val, times: u64) -> bool {
+        self.take(value, times);
         self.step()
+    }
+
+    /// It goes through the value until nothing is left. Values are not deep: an event's JSON has a bound, and so have expressions.
+    fn take(&self, value: &Val, times: u64) {
+        let own = size_of::<Val>();
+        let bytes = match value {
+            Val::BStr(bytes) | Val::TStr(bytes) => own + bytes.len(),
+            Val::Arr(_) | Val::Null | Val::Bool(_) | Val::Num(_) => own,
+            Val::Obj(all) => own + all.len() * 2 * own,
+        };
+        self.bytes.set(self.bytes.get().saturating_sub(times.saturating_mul(bytes as u64)));
+        match value {
+            Val::Arr(all) => all.iter().take_while(|_| self.bytes.get() > 0).for_each(|one| self.take(one, times)),
+            Val::Obj(all) => all.iter().take_while(|_| self.bytes.get() > 0).for_each(|(key, one)| {
+                self.take(key, times);
+                self.take(one, times);
+            }),
+            Val::BStr(_) | Val::TStr(_) | Val::Null | Val::Bool(_) | Val::Num(_) => {}
+        }
     }
 }
 
@@ -405,7 +487,7 @@ impl<'s> Guard<'s> {
             Term::Str(None, parts) => {
                 let part = |part| {
                     Ok(match part {
-                        StrPart::Term(term) => StrPart::Term(self.term(term)?),
+                        StrPart::Term(term) => StrPart::Term(counted(self.term(term)?, WEIGH_TEXT)),
                         plain => plain,
                     })
                 };
@@ -476,6 +558,9 @@ impl<'s> Guard<'s> {
                 let (left, right) = (self.term(left)?, self.term(right)?);
                 return Ok(Term::BinOp(number(left).into(), op, number(right).into()));
             }
+            BinaryOp::Math(Math::Sub) => {
+                return Ok(counted(Term::Call(MINUS, vec![self.term(left)?, self.term(right)?]), WEIGH));
+            }
             BinaryOp::Math(_) => {
                 let (left, right) = (self.term(left)?, self.term(right)?);
                 return Ok(counted(Term::BinOp(left.into(), op, right.into()), WEIGH));
@@ -510,8 +595,16 @@ impl<'s> Guard<'s> {
                 self.refuse(name, &what)
             }
             Some(_) => {
-                let arguments = arguments.into_iter().map(|argument| self.term(argument)).collect::<Result<_, _>>()?;
-                Ok(counted(Term::Call(name, arguments), WEIGH))
+                let arguments: Vec<_> =
+                    arguments.into_iter().map(|argument| self.term(argument)).collect::<Result<_, _>>()?;
+                let ours = IN_PLACE.iter().find(|(theirs, count, _)| *theirs == name && *count == arguments.len());
+                let call = Term::Call(ours.map_or(name, |(.., ours)| *ours), arguments);
+                Ok(match name {
+                    _ if PASSING.contains(&name) => counted(call, STEP),
+                    _ if WRITING.contains(&name) => counted(after(WEIGH_TEXT, call), WEIGH),
+                    _ if DIVIDING.contains(&name) => counted(after(WEIGH_PARTS, call), WEIGH),
+                    _ => counted(call, WEIGH),
+                })
             }
         }
     }
@@ -520,6 +613,11 @@ impl<'s> Guard<'s> {
 /// The term, and this filter behind it.
 fn counted<'s>(term: Term<&'s str>, by: &'static str) -> Term<&'s str> {
     Term::BinOp(term.into(), BinaryOp::Pipe(None), Term::Call(by, Vec::new()).into())
+}
+
+/// The term, and this filter before it.
+fn after<'s>(by: &'static str, term: Term<&'s str>) -> Term<&'s str> {
+    Term::BinOp(Term::Call(by, Vec::new()).into(), BinaryOp::Pipe(None), term.into())
 }
 
 #[cfg(test)]
@@ -559,6 +657,12 @@ mod tests {
             ("false, true", false),
             (".type | startswith(\"org.ganeti.\")", true),
             (".data | with_entries(select(.key == \"n\")) == {\"n\": 7}", true),
+            (".data.tags | join(\"-\") == \"a-b\"", true),
+            ("[\"a\", 1] | join(\",\") == \"a,1\"", true),
+            ("[.data.tags | add, add(.[]), add(empty)] == [\"ab\", \"ab\", null]", true),
+            ("(.data.tags - [\"a\"]) == [\"b\"] and (.data.n - 2) == 5 and ([(5, 6) - (1, 2)] == [4, 3, 5, 4])", true),
+            ("(.data | contains({tags: [\"a\"]})) and (\"web\" | inside(\"web1\"))", true),
+            (".data.name | contains(\"eb\")", true),
         ] {
             assert_eq!(holds(text), Ok(expected), "{text}");
         }
@@ -675,6 +779,36 @@ mod tests {
         for text in [&many, &doubled, nested, &woven, &format!("try ({many}) catch true"), &format!("({many}) // true")]
         {
             let error = holds(text).unwrap_err();
+            assert!(error.starts_with("it takes more than"), "{text}: {error}");
+        }
+        // What shares its parts is small, until somebody goes through it.
+        let shared = "[1]".to_owned() + &" | [., .]".repeat(60);
+        let objects = "{a: 1}".to_owned() + &" | {a: ., b: .}".repeat(60);
+        for end in ["tojson", "tostring", "flatten", "\"\\(.)\"", ". == [1]", "error", "[..] | length", "sort", "keys"]
+        {
+            for text in [&shared, &objects] {
+                let error = holds(&format!("{text} | {end}")).unwrap_err();
+                assert!(error.starts_with("it takes more than"), "{end}: {error}");
+            }
+        }
+        let large = format!("{{\"data\":\"{}\"}}", "x".repeat(8 << 20));
+        for text in [".data | split(\"\")", ".data | indices(\"x\")", "[.data, .data, .data, .data, .data] | tojson"] {
+            let error = Condition::new(text).unwrap().holds(large.as_bytes()).unwrap_err();
+            assert!(error.starts_with("it takes more than"), "{text}: {error}");
+        }
+        assert_eq!(
+            Condition::new(".data | test(\"^x+$\") and startswith(\"x\")").unwrap().holds(large.as_bytes()),
+            Ok(true)
+        );
+        let list = format!("{{\"a\":[{}1],\"x\":\"{}\"}}", "1,".repeat(20_000), "x".repeat(1 << 20));
+        for text in [
+            ". as $all | .a | join($all.x)",
+            ". as $all | add(.a[] | $all.x)",
+            "[.a[] | . + 1] as $other | .a | contains($other)",
+            "[.a[] | . + 1] as $other | .a | inside($other)",
+            "[.a[] | . + 1] as $other | $other - .a",
+        ] {
+            let error = Condition::new(text).unwrap().holds(list.as_bytes()).unwrap_err();
             assert!(error.starts_with("it takes more than"), "{text}: {error}");
         }
         let error = holds("\"x\" * 1000000000 | length > 0").unwrap_err();
