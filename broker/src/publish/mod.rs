@@ -52,7 +52,7 @@ use smallvec::SmallVec;
 
 use crate::block::{BlockPtr, HEADER_BYTES, INLINE_BYTES, Place, record_size};
 use crate::error::{PublishError, TryPublishError};
-use crate::group::{Group, GroupRef, Index, Sets};
+use crate::group::{Fan, Group, GroupRef, Index, Sets};
 use crate::lane::{ALL_KEYS, Feed, Lane};
 use crate::member::{Cursor, Member};
 use crate::message::{LogId, MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES, Message, Offset, Timestamp};
@@ -165,6 +165,27 @@ struct Survey {
     dense: bool,
     sparse: bool,
     full: bool,
+}
+
+impl Survey {
+    /// Looks at the lanes of a group that matches a message of `size` bytes. The caller holds the publish lock, and no feed.
+    #[inline]
+    fn look_at(&mut self, fan: &Fan, window: &Window, size: u64) {
+        for lane in &fan.lanes {
+            // SAFETY: the caller's promise; we look at one lane at a time.
+            let feed = unsafe { lane.feed.get() };
+            if feed.active == 0 {
+                continue;
+            }
+            let tail = lane.ends.tail.load(Ordering::Relaxed);
+            if feed.window != window.number {
+                feed.judge(window, tail);
+            }
+            self.dense |= feed.dense;
+            self.sparse |= !feed.dense;
+            self.full |= tail >= feed.limit || feed.bytes + size > feed.limit_bytes;
+        }
+    }
 }
 
 /// Whether a publisher can wait for subscriptions that block.
@@ -360,16 +381,15 @@ impl Shared {
             return Err(PublishError::Closed.into());
         }
         let size = message.size_bytes();
-        p.find_hits(&self.tree, message);
+        let mut survey = p.find_hits(&self.tree, message, size as u64);
         #[cfg(feature = "journal")]
-        let record_bytes = self.ask_journal(p, message, pressure, waiter)?;
-        let mut survey = p.survey(size as u64);
+        let record_bytes = self.ask_journal(p, message, &mut survey, pressure, waiter)?;
         let fits = self.total(p) + self.arena_bytes + size <= self.options.max_bytes;
         if survey.full || !fits {
             if !self.make_room(p, size, !fits, pressure, waiter) {
                 return Err(TryPublishError::WouldBlock);
             }
-            survey = p.survey(size as u64);
+            survey = p.survey_again(size as u64);
         }
         let offset = Offset::new(p.next);
         p.next += 1;
@@ -385,12 +405,14 @@ impl Shared {
         Ok(offset)
     }
 
-    /// Asks the journal, where there is one, for room. Returns what the message takes of it, in bytes.
+    /// Asks the journal, where there is one, for room. Returns what the message takes of it, in bytes. Where the message goes past the
+    /// journal, who gets it is surveyed anew.
     #[cfg(feature = "journal")]
     fn ask_journal(
         &self,
         p: &mut Publishing,
         message: &Message,
+        survey: &mut Survey,
         pressure: Pressure,
         waiter: Option<&Arc<Waiter>>,
     ) -> Result<u64, TryPublishError> {
@@ -399,6 +421,7 @@ impl Shared {
         if gate.turns_away() {
             let member = gate.member();
             p.turn_away(&member);
+            *survey = p.survey_again(message.size_bytes() as u64);
         }
         Ok(crate::journal::record_size(message))
     }
@@ -633,48 +656,37 @@ impl Feed {
 }
 
 impl Publishing {
-    /// Finds the groups that match, each with the keys that do.
-    fn find_hits(&mut self, tree: &PrefixTree<GroupRef>, message: &Message) {
+    /// Finds the groups that match a message of `size` bytes, each with the keys that do, and looks at their lanes.
+    #[inline]
+    fn find_hits(&mut self, tree: &PrefixTree<GroupRef>, message: &Message, size: u64) -> Survey {
         self.hits.clear();
         self.stamp += 1;
+        let mut survey = Survey::default();
         for (i, key) in message.keys.iter().enumerate() {
             tree.for_each_match(key, &self.reader, |GroupRef(group)| {
                 // SAFETY: we hold the publish lock, and look at one fan at a time.
                 let fan = unsafe { group.fan.get() };
-                if fan.stamp != self.stamp {
-                    fan.stamp = self.stamp;
-                    fan.mask = 0;
-                    self.hits.push(Hit(NonNull::from(&**group)));
+                if fan.stamp == self.stamp {
+                    fan.mask |= 1 << i;
+                    return;
                 }
-                fan.mask |= 1 << i;
+                fan.stamp = self.stamp;
+                fan.mask = 1 << i;
+                self.hits.push(Hit(NonNull::from(&**group)));
+                survey.look_at(fan, &self.window, size);
             });
         }
+        survey
     }
 
-    /// Looks at all lanes that match a message of `size` bytes.
-    fn survey(&mut self, size: u64) -> Survey {
+    /// Looks at the lanes once more, without those that something was done for instead of giving them the message.
+    #[cold]
+    fn survey_again(&mut self, size: u64) -> Survey {
         let mut survey = Survey::default();
-        let window = &self.window;
         self.hits.retain(|hit| {
             // SAFETY: we hold the publish lock; hits are of this message, so their groups live.
             let fan = unsafe { hit.0.as_ref().fan.get() };
-            for lane in &fan.lanes {
-                // SAFETY: we hold the publish lock, and look at one lane at a time.
-                let feed = unsafe { lane.feed.get() };
-                if feed.active == 0 {
-                    continue;
-                }
-                if feed.window != window.number {
-                    feed.judge(window, lane.ends.tail.load(Ordering::Relaxed));
-                }
-                if feed.dense {
-                    survey.dense = true;
-                } else {
-                    survey.sparse = true;
-                }
-                let over = lane.ends.tail.load(Ordering::Relaxed) >= feed.limit || feed.bytes + size > feed.limit_bytes;
-                survey.full |= over;
-            }
+            survey.look_at(fan, &self.window, size);
             fan.mask != 0
         });
         survey

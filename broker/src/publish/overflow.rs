@@ -18,6 +18,8 @@ use crate::message::Offset;
 
 impl Shared {
     /// Applies the policies of members that are full. Returns false where the publisher has to wait; nothing was changed then.
+    #[cold]
+    #[inline(never)]
     pub(super) fn make_room(
         &self,
         p: &mut Publishing,
