@@ -384,7 +384,10 @@ impl Follower {
     /// # Panics
     /// When none comes.
     pub fn event(&mut self) -> Followed {
+        let deadline = Deadline::usual();
         loop {
+            // Signs of life come all the time.
+            assert!(!deadline.passed(), "waited in vain for an event");
             // Chunks of the transfer lie between the events; their sizes are on lines of their own.
             let block = self.until(b"\n\n");
             let text = String::from_utf8_lossy(&block).into_owned();
