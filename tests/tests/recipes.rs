@@ -91,6 +91,8 @@ impl Environment {
         let mut environment =
             Environment::recorded("instance-modify", |variable| variable.starts_with("INSTANCE_DISK0_UUID="));
         environment.0.insert("GANETI_HOOKS_PATH".into(), operation.into());
+        // Where it runs is not where the master is.
+        let environment = environment.set("GANETI_MASTER", "mock_master.example.com");
         environment.with("INSTANCE_HYPERVISOR", "kvm")
     }
 
@@ -390,7 +392,7 @@ fn found(ids: &[u64]) -> String {
 #[test]
 fn an_instance_has_its_entry_in_netbox() {
     let (home, mut netbox) = (Home::new("[ganeti]\nnode = \"mock_node_1.example.com\"\n"), HttpServer::start());
-    put(&home, "netbox.token", "t0k\n");
+    put(&home, "netbox.token", "Token t0k\n");
     let page = Page::at("netbox.md", &home).with("https://netbox.example.com", &netbox.url());
     page.install(&home, "netbox");
     let added = Environment::recorded("instance-add", |variable| variable == "INSTANCE_NAME=diskless.example.com");
@@ -453,7 +455,7 @@ fn an_instance_has_its_entry_in_netbox() {
 #[test]
 fn an_instance_gets_its_entry_in_netbox_by_a_webhook() {
     let (home, mut netbox) = (Home::default(), HttpServer::start());
-    put(&home, "netbox.token", "t0k\n");
+    put(&home, "netbox.token", "Token t0k\n");
     let page = Page::at("netbox.md", &home).with("https://netbox.example.com", &netbox.url());
     home.configure(page.block("[[bridge]]"));
     checked(&home);
