@@ -432,6 +432,47 @@ fn dechunked(mut bytes: &[u8]) -> Result<Option<Vec<u8>>, String> {
     }
 }
 
+/// For fuzz targets.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    use super::*;
+
+    struct Pieces<'a>(std::slice::Iter<'a, &'a [u8]>);
+
+    impl Read for Pieces<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let piece = self.0.find(|piece| !piece.is_empty()).copied().unwrap_or_default();
+            buffer[..piece.len()].copy_from_slice(piece);
+            Ok(piece.len())
+        }
+    }
+
+    impl Write for Pieces<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Wire for Pieces<'_> {
+        fn be_patient(&self, _: Duration) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Reads an answer that comes in these pieces, each of at most 16 KiB; then the connection ends.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn read_pieces(pieces: &[&[u8]]) -> Result<Answer, String> {
+        let deadline = Instant::now() + Duration::from_secs(3600);
+        read(&mut Pieces(pieces.iter()), deadline).map_err(|trouble| trouble.to_string())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
