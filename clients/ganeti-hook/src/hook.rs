@@ -8,7 +8,7 @@
 //!
 //! # When the time is over
 //!
-//! A report that has no file in the spool by then, and no answer, is lost: that is told, and counted. The two threads agree on it ([`Fate`]): where it is
+//! A report that has no file in the spool by then, and no answer, is lost: that is told, and counted. The two threads agree on it (`Fate`): where it is
 //! counted it gets no name in the spool any more, and one that gets its name isn't counted. (An answer that was about to come can't be known: such a report
 //! is counted although the daemon has it.) Counting takes the disk that was too slow, or at least its memory, so it is done by a third thread, and
 //! waited for until what is left of the time is over; when it isn't done by then, that is told instead.
