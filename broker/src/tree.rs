@@ -179,16 +179,7 @@ where
         // SAFETY: nodes that are taken out are retired, and freed by whoever has this tree's one reader, or the tree, for himself:
         // whatever can be reached now stays for 'g.
         while let Some(node) = unsafe { NodeRef::<'g, V>::follow(link) } {
-            let label = node.label();
-            let mut behind = rest;
-            // Where children are told apart by digits, most labels are empty, and a call to compare nothing costs as much as
-            // the rest of the step.
-            if !label.is_empty() {
-                match rest.strip_prefix(label) {
-                    Some(suffix) => behind = suffix,
-                    None => return,
-                }
-            }
+            let Some(behind) = strip(rest, node.label()) else { return };
             match node.values() {
                 ValuesRef::None => {}
                 ValuesRef::One(value) => f(value),
@@ -373,6 +364,27 @@ fn without_child<V: Clone>(node: NodeRef<'_, V>, byte: u8) -> NonNull<Node<V>> {
         new.push(key, child.as_ptr());
     }
     new.finish()
+}
+
+/// What of `key` follows behind `label`; `None` where it doesn't begin with that.
+///
+/// Most labels are empty, where children are told apart by digits, or short: to call a function that compares would cost as much as
+/// the rest of a step.
+#[inline]
+fn strip<'k>(key: &'k [u8], label: &[u8]) -> Option<&'k [u8]> {
+    if label.is_empty() {
+        return Some(key);
+    }
+    let (start, behind) = key.split_at_checked(label.len())?;
+    // The first so many bytes and the last; they may overlap.
+    let same = if let (Some(a), Some(b)) = (start.first_chunk::<8>(), label.first_chunk::<8>()) {
+        a == b && (label.len() <= 16 && start.last_chunk::<8>() == label.last_chunk() || start == label)
+    } else if let (Some(a), Some(b)) = (start.first_chunk::<4>(), label.first_chunk::<4>()) {
+        a == b && start.last_chunk::<4>() == label.last_chunk()
+    } else {
+        start.iter().zip(label).all(|(a, b)| a == b)
+    };
+    same.then_some(behind)
 }
 
 /// The length of the longest common beginning.

@@ -62,7 +62,13 @@ struct Shape {
 /// The length of the keys of so many children, padded to whole words.
 #[inline]
 const fn keys_len(children: usize) -> usize {
-    if children > MAX_LISTED_KEYS { BITMAP_BYTES } else { children.next_multiple_of(8) }
+    if children > MAX_LISTED_KEYS { BITMAP_BYTES } else { whole_words(children) }
+}
+
+/// The next multiple of 8, in two instructions.
+#[inline]
+const fn whole_words(bytes: usize) -> usize {
+    (bytes + 7) & !7
 }
 
 impl<V> Node<V> {
@@ -71,7 +77,8 @@ impl<V> Node<V> {
     /// Where the pointers begin.
     #[inline]
     const fn links_offset(children: usize, label_len: usize) -> usize {
-        (Self::KEYS + keys_len(children) + label_len).next_multiple_of(align_of::<Link<V>>())
+        const { assert!(align_of::<Link<V>>() <= 8) };
+        whole_words(Self::KEYS + keys_len(children) + label_len)
     }
 
     fn shape(children: usize, label_len: usize) -> Shape {
@@ -314,23 +321,33 @@ impl<'g, V> NodeRef<'g, V> {
         // behind the last key, where `position` refuses it.
         const ONES: u64 = 0x0101_0101_0101_0101;
         const HIGHS: u64 = 0x8080_8080_8080_8080;
-        for i in 0..len.div_ceil(8) {
-            let x = u64::from_le_bytes(self.key_word(i)) ^ (ONES * u64::from(key));
-            let zeros = x.wrapping_sub(ONES) & !x & HIGHS;
-            if zeros != 0 {
-                let position = i * 8 + zeros.trailing_zeros() as usize / 8;
-                return (position < len).then_some(position);
-            }
+        let zeros = |word| {
+            let x = u64::from_le_bytes(word) ^ (ONES * u64::from(key));
+            x.wrapping_sub(ONES) & !x & HIGHS
+        };
+        if len == 0 {
+            return None;
         }
-        None
+        // Without a zero byte, this is 8.
+        let position = zeros(self.key_word(0)).trailing_zeros() as usize / 8;
+        if position < len.min(8) {
+            return Some(position);
+        }
+        if len <= 8 {
+            return None;
+        }
+        let position = 8 + zeros(self.key_word(1)).trailing_zeros() as usize / 8;
+        (position < len).then_some(position)
     }
 
     /// The pointer to the child that `key` leads to. Nodes in the tree have no null pointers.
     #[inline]
     pub(super) fn child(self, key: u8) -> Option<&'g Link<V>> {
         let position = self.position(key)?;
-        // SAFETY: `position` is below the number of children.
-        Some(unsafe { self.links().get_unchecked(position) })
+        let header = self.header();
+        let links = Node::<V>::links_offset(usize::from(header.children), header.label_len as usize);
+        // SAFETY: `position` is below the number of children, and so many pointers lie there; see `links`.
+        Some(unsafe { self.part::<Link<V>>(links).add(position).as_ref() })
     }
 
     /// The children and the bytes that lead to them, ascending.
