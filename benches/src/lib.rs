@@ -9,12 +9,13 @@
 //! run.
 //!
 //! - [`inproc`]: fan-out between threads and tasks of one process.
+//! - [`memory`]: what a queued message takes.
 //! - [`corpus`]: what a real oned wrote, and what must come of it.
 //! - `hm`: oned's driver, from its standard input to ZeroMQ subscribers (feature `libzmq`).
 //! - `buses`: bridges against the client libraries that they use (feature `buses`).
 //! - [`hooks`]: the program `hookbus-hem` against a plain loop that starts the same commands.
 //! - [`ganeti`]: one run of `hookbus-ganeti-hook` against scripts that do the same.
-//! - [`report`]: rounds in, tables and JSON out.
+//! - [`report`]: rounds in, tables and JSON out; [`plots`]: the same as SVG.
 //! - [`machine`]: where it ran, and what was compared.
 //!
 //! Micro benchmarks of single operations are in `benches/`; they need no peer.
@@ -30,6 +31,8 @@ pub mod inproc;
 #[cfg(feature = "libzmq")]
 pub mod libzmq;
 pub mod machine;
+pub mod memory;
+pub mod plots;
 pub mod report;
 #[cfg(feature = "buses")]
 #[path = "../../bridges/tests/servers/mod.rs"]

@@ -1,4 +1,4 @@
-//! Rounds in, tables and JSON out.
+//! Rounds in, tables and JSON out; [`plots`](crate::plots) draws them.
 //!
 //! A [`Series`] holds what one contender reached in each round of one measure and case. The median is quoted, the
 //! extremes are shown beside it, and all rounds go to the JSON file, so that nobody has to believe the summary.
@@ -53,16 +53,39 @@ pub enum Side {
     Peer,
 }
 
+/// What we want to reach.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Aim {
+    /// So many times the best peer's median.
+    Ratio(f64),
+    /// So many times that of the best peer of the class.
+    RatioInClass(f64),
+    /// A median.
+    Value(f64),
+}
+
+/// Where on a curve a figure stands.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Point {
+    /// What is varied.
+    pub axis: &'static str,
+    /// How much of it there was.
+    pub at: f64,
+}
+
 /// What one contender reached in one measure and case, round by round.
 #[derive(Clone, Debug, Serialize)]
 pub struct Series {
-    measure: Measure,
-    case: String,
-    who: Who,
+    pub(crate) measure: Measure,
+    pub(crate) case: String,
+    pub(crate) point: Option<Point>,
+    pub(crate) who: Who,
     rounds: Vec<f64>,
-    median: f64,
-    min: f64,
-    max: f64,
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+    aim: Option<Aim>,
     /// The median divided by the best peer's median.
     ratio: Option<f64>,
     /// The same among those of its class.
@@ -74,7 +97,7 @@ pub struct Series {
 pub struct Report {
     machine: Machine,
     command: String,
-    series: Vec<Series>,
+    pub(crate) series: Vec<Series>,
 }
 
 impl Report {
@@ -86,12 +109,30 @@ impl Report {
 
     /// Adds what one round of a contender brought.
     pub fn record(&mut self, measure: Measure, case: &str, who: Who, value: f64) {
+        self.add(measure, case, None, who, value);
+    }
+
+    /// Adds what one round of a contender brought at one point of a curve.
+    pub fn record_at(&mut self, measure: Measure, point: Point, who: Who, value: f64) {
+        self.add(measure, &format!("{}: {}", point.axis, point.at), Some(point), who, value);
+    }
+
+    /// Says what a contender is to reach; where it took no part, nothing.
+    pub fn aim(&mut self, measure: Measure, case: &str, who: Who, aim: Aim) {
+        for series in self.series.iter_mut().filter(|s| s.measure == measure && s.case == case && s.who == who) {
+            series.aim = Some(aim);
+        }
+    }
+
+    fn add(&mut self, measure: Measure, case: &str, point: Option<Point>, who: Who, value: f64) {
         let found = self.series.iter_mut().find(|s| s.measure == measure && s.case == case && s.who == who);
         match found {
             Some(series) => series.rounds.push(value),
             None => self.series.push(Series {
                 measure,
                 case: case.to_owned(),
+                point,
+                aim: None,
                 who,
                 rounds: vec![value],
                 median: value,
@@ -142,11 +183,12 @@ impl Report {
             let ratio = |ratio: Option<f64>| ratio.map_or_else(String::new, short);
             let mark = if row.who.side == Side::Ours { "*" } else { " " };
             let line = format!(
-                "  {mark} {:width$}  {:>9}  {spread:>21}  {:>9}  {:>9}",
+                "  {mark} {:width$}  {:>9}  {spread:>21}  {:>9}  {:>9}  {}",
                 row.who.name,
                 short(row.median),
                 ratio(row.ratio),
                 ratio(row.ratio_in_class),
+                row.verdict(),
             );
             writeln!(out, "{}", line.trim_end())?;
         }
@@ -197,6 +239,23 @@ impl Report {
     }
 }
 
+impl Series {
+    /// What was aimed at, and whether it was reached.
+    fn verdict(&self) -> String {
+        let (reached, aim) = match self.aim {
+            None => return String::new(),
+            Some(Aim::Ratio(aim)) => (self.ratio, aim),
+            Some(Aim::RatioInClass(aim)) => (self.ratio_in_class, aim),
+            Some(Aim::Value(aim)) => (Some(self.median), aim),
+        };
+        let met = reached.is_some_and(|reached| match self.measure.better {
+            Better::Higher => reached >= aim,
+            Better::Lower => reached <= aim,
+        });
+        format!("aim {}: {}", short(aim), if met { "met" } else { "not met" })
+    }
+}
+
 impl Default for Report {
     fn default() -> Self {
         Report::new()
@@ -215,7 +274,7 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 /// Three significant digits are all that such a machine can promise.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     match value.abs() {
         v if v >= 100.0 => format!("{value:.0}"),
         v if v >= 10.0 => format!("{value:.1}"),
@@ -251,6 +310,20 @@ mod tests {
         report.record(RATE, "N=4", who("threads", Side::Peer, None), 100.0);
         let ours = &report.series[0];
         assert_eq!((ours.ratio, ours.ratio_in_class), (Some(1.5), Some(3.0)));
+    }
+
+    #[test]
+    fn an_aim_is_met_on_the_right_side() {
+        let mut report = Report::new();
+        for (measure, ours) in [(RATE, 6.0), (COST, 6.0)] {
+            report.record(measure, "N=1", who("us", Side::Ours, None), ours);
+            report.record(measure, "N=1", who("them", Side::Peer, None), 4.0);
+            report.aim(measure, "N=1", who("us", Side::Ours, None), Aim::Ratio(1.2));
+        }
+        let verdicts: Vec<_> = report.series.iter().map(Series::verdict).collect();
+        assert_eq!(verdicts, ["aim 1.20: met", "", "aim 1.20: not met", ""]);
+        report.aim(COST, "N=1", who("us", Side::Ours, None), Aim::Value(6.0));
+        assert_eq!(report.series[2].verdict(), "aim 6.00: met");
     }
 
     #[test]

@@ -13,7 +13,8 @@ use hookbus_benches::ganeti;
 #[cfg(feature = "libzmq")]
 use hookbus_benches::hm;
 use hookbus_benches::hooks;
-use hookbus_benches::inproc;
+use hookbus_benches::inproc::{self, scenes::Scales};
+use hookbus_benches::plots;
 use hookbus_benches::report::Report;
 
 #[derive(Parser)]
@@ -27,6 +28,25 @@ struct Cli {
 enum Command {
     /// Fan-out between threads and tasks of one process, against channels and libzmq
     Inproc(Inproc),
+
+    /// What a plain fan-out doesn't show: others that don't match, 100,000 prefixes, a stalled subscriber
+    Scenes(Scenes),
+
+    /// Curves over subscribers, prefixes, sizes of payloads, publishers
+    Scaling(Scaling),
+
+    /// Latencies inside one process at fixed rates, from the planned time of each publish
+    Latency(Latency),
+
+    /// What a queued message takes
+    Memory(Memory),
+
+    /// All comparisons inside one process, into one folder, as tables, JSON and plots
+    All(All),
+
+    /// One contender of `memory`, in a process of its own
+    #[command(hide = true)]
+    MemoryOf(MemoryOf),
 
     /// Bridges with their guarantee, against the client libraries that they use, each with a real server
     #[cfg(feature = "buses")]
@@ -59,6 +79,10 @@ struct Output {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 
+    /// Draw everything into this folder, as SVG
+    #[arg(long, value_name = "DIR")]
+    svg: Option<PathBuf>,
+
     /// See quickly whether everything works; the figures mean nothing
     #[arg(long)]
     quick: bool,
@@ -88,6 +112,81 @@ struct Inproc {
     /// Only contenders whose name contains one of these
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+}
+
+#[derive(Args)]
+struct Scenes {
+    #[command(flatten)]
+    output: Output,
+
+    /// Rounds of each scene
+    #[arg(long, default_value_t = 9)]
+    rounds: usize,
+}
+
+#[derive(Args)]
+struct Scaling {
+    #[command(flatten)]
+    output: Output,
+
+    /// Rounds for each contender and point
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+}
+
+#[derive(Args)]
+struct Latency {
+    #[command(flatten)]
+    output: Output,
+
+    /// Messages per second
+    #[arg(long, value_delimiter = ',', default_value = "1000,10000,100000")]
+    rates: Vec<u32>,
+
+    /// Numbers of subscribers
+    #[arg(long, value_delimiter = ',', default_value = "1,16")]
+    subscribers: Vec<usize>,
+
+    /// Rounds for each contender and case
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+
+    /// How long a round publishes
+    #[arg(long, default_value_t = 1000)]
+    round_ms: u64,
+}
+
+#[derive(Args)]
+struct Memory {
+    #[command(flatten)]
+    output: Output,
+
+    /// Messages that are queued
+    #[arg(long, default_value_t = 200_000)]
+    messages: usize,
+
+    /// Rounds for each contender and case
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+}
+
+#[derive(Args)]
+struct MemoryOf {
+    who: String,
+    subscribers: usize,
+    payload_bytes: usize,
+    messages: usize,
+}
+
+#[derive(Args)]
+struct All {
+    /// Where everything goes; made if it isn't there
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+
+    /// See quickly whether everything works; the figures mean nothing
+    #[arg(long)]
+    quick: bool,
 }
 
 #[derive(Args)]
@@ -235,6 +334,12 @@ struct Sub {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Inproc(args) => inproc(&args),
+        Command::Scenes(args) => scenes(&args),
+        Command::Scaling(args) => scaling(&args),
+        Command::Latency(args) => latency(&args),
+        Command::Memory(args) => memory(&args),
+        Command::MemoryOf(args) => memory_of(&args),
+        Command::All(args) => all(&args),
         Command::Hooks(args) => hooks(&args),
         Command::Ganeti(args) => ganeti(&args),
         #[cfg(feature = "buses")]
@@ -270,7 +375,87 @@ fn inproc(args: &Inproc) -> Result<(), Box<dyn Error>> {
     let workload = inproc::Workload::new(args.payload_bytes, Duration::from_millis(round_ms));
     let mut report = Report::new();
     inproc::compare(&mut report, &contenders, &workload, &args.subscribers, rounds, progress)?;
-    finish(&report, &args.output)
+    finish(&report, &args.output, "inproc")
+}
+
+fn scenes(args: &Scenes) -> Result<(), Box<dyn Error>> {
+    let (rounds, ms, prefixes) = if args.output.quick { (1, 20, 10_000) } else { (args.rounds, 400, 1_000_000) };
+    let workload = inproc::Workload::new(2048, Duration::from_millis(ms));
+    let mut report = Report::new();
+    inproc::scenes::compare(&mut report, &workload, rounds, prefixes, progress)?;
+    finish(&report, &args.output, "scenes")
+}
+
+fn scaling(args: &Scaling) -> Result<(), Box<dyn Error>> {
+    let quick = args.output.quick;
+    let scales = if quick {
+        Scales { subscribers: vec![1, 4], payloads: vec![64, 2048], prefixes: vec![1, 100], publishers: vec![1, 2] }
+    } else {
+        Scales {
+            subscribers: vec![1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024],
+            payloads: vec![64, 256, 1024, 4096, 16 << 10, 64 << 10, 256 << 10, 1 << 20],
+            prefixes: vec![1, 10, 100, 1_000, 10_000, 100_000, 1_000_000],
+            publishers: vec![1, 2, 4, 8],
+        }
+    };
+    let workload = inproc::Workload::new(2048, Duration::from_millis(if quick { 10 } else { 200 }));
+    let contenders = inproc::scenes::scaled(inproc::contenders());
+    let mut report = Report::new();
+    let rounds = if quick { 1 } else { args.rounds };
+    inproc::scenes::scale(&mut report, &contenders, &workload, &scales, rounds, progress)?;
+    finish(&report, &args.output, "scaling")
+}
+
+fn latency(args: &Latency) -> Result<(), Box<dyn Error>> {
+    let (rounds, ms) = if args.output.quick { (1, 50) } else { (args.rounds, args.round_ms) };
+    let workload = inproc::Workload::new(2048, Duration::from_millis(ms));
+    let mut contenders = inproc::contenders();
+    // At a fixed rate a batch would only add to the latency.
+    contenders.retain(|c| !c.who.name.contains("batches") && !c.who.name.contains("prefixes"));
+    let mut report = Report::new();
+    inproc::compare_latencies(&mut report, &contenders, &workload, &args.rates, &args.subscribers, rounds, progress)?;
+    finish(&report, &args.output, "latency")
+}
+
+fn memory(args: &Memory) -> Result<(), Box<dyn Error>> {
+    let (messages, rounds) = if args.output.quick { (5000, 1) } else { (args.messages, args.rounds) };
+    let mut report = Report::new();
+    hookbus_benches::memory::compare(&mut report, messages, rounds, progress)?;
+    finish(&report, &args.output, "memory")
+}
+
+fn memory_of(args: &MemoryOf) -> Result<(), Box<dyn Error>> {
+    let bytes = hookbus_benches::memory::of(&args.who, args.subscribers, args.payload_bytes, args.messages);
+    println!("{}", bytes.ok_or("nobody has this name, or its sockets can't be made")?);
+    Ok(())
+}
+
+/// All that needs nothing but this program.
+fn all(args: &All) -> Result<(), Box<dyn Error>> {
+    std::fs::create_dir_all(&args.out)?;
+    let output = |name: &str| Output {
+        json: Some(args.out.join(format!("{name}.json"))),
+        svg: Some(args.out.clone()),
+        quick: args.quick,
+    };
+    inproc(&Inproc {
+        output: output("inproc"),
+        subscribers: vec![1, 4, 16, 64],
+        rounds: 9,
+        round_ms: 400,
+        payload_bytes: 2048,
+        only: Vec::new(),
+    })?;
+    scenes(&Scenes { output: output("scenes"), rounds: 9 })?;
+    latency(&Latency {
+        output: output("latency"),
+        rates: vec![1_000, 10_000, 100_000],
+        subscribers: vec![1, 16],
+        rounds: 3,
+        round_ms: 1000,
+    })?;
+    scaling(&Scaling { output: output("scaling"), rounds: 3 })?;
+    memory(&Memory { output: output("memory"), messages: 200_000, rounds: 3 })
 }
 
 #[cfg(feature = "buses")]
@@ -286,7 +471,7 @@ fn bridges(args: &Bridges) -> Result<(), Box<dyn Error>> {
     let mut report = Report::new();
     let compared = buses::compare(&mut report, &workload, &args.only, rounds, progress);
     runtime.block_on(compared).map_err(|failure| -> Box<dyn Error> { failure })?;
-    finish(&report, &args.output)
+    finish(&report, &args.output, "bridges")
 }
 
 #[cfg(feature = "libzmq")]
@@ -305,7 +490,7 @@ fn hm(args: &Hm) -> Result<(), Box<dyn Error>> {
     };
     let mut report = Report::new();
     hm::compare(&mut report, &options, progress)?;
-    finish(&report, &args.output)
+    finish(&report, &args.output, "hm")
 }
 
 fn hooks(args: &Hooks) -> Result<(), Box<dyn Error>> {
@@ -319,7 +504,7 @@ fn hooks(args: &Hooks) -> Result<(), Box<dyn Error>> {
     };
     let mut report = Report::new();
     hooks::compare(&mut report, &options, progress)?;
-    finish(&report, &args.output)
+    finish(&report, &args.output, "hooks")
 }
 
 fn ganeti(args: &Ganeti) -> Result<(), Box<dyn Error>> {
@@ -338,7 +523,7 @@ fn ganeti(args: &Ganeti) -> Result<(), Box<dyn Error>> {
             ganeti::compare(&mut report, &options, progress)?;
         }
     }
-    finish(&report, &args.output)
+    finish(&report, &args.output, "ganeti")
 }
 
 /// The program to measure: the one that is named, or the one beside this one.
@@ -362,13 +547,16 @@ fn progress(what: &str) {
     }
 }
 
-fn finish(report: &Report, output: &Output) -> Result<(), Box<dyn Error>> {
+fn finish(report: &Report, output: &Output, name: &str) -> Result<(), Box<dyn Error>> {
     progress("");
     let mut out = io::stdout().lock();
     report.write_tables(&mut out)?;
     out.flush()?;
     if let Some(path) = &output.json {
         report.write_json(path).map_err(|e| format!("{}: can't be written: {e}", path.display()))?;
+    }
+    if let Some(dir) = &output.svg {
+        plots::write(report, dir, name).map_err(|e| format!("{}: plots can't be written: {e}", dir.display()))?;
     }
     Ok(())
 }

@@ -57,12 +57,14 @@ pub(super) fn threads<C: ThreadChannel<M>, M: Form>(workload: &Workload, n: usiz
 
 pub(super) fn tasks<C: TaskChannel>(workload: &Workload, n: usize) -> Result<Round, Failure> {
     let (senders, receivers): (Vec<C::Sender>, Vec<_>) = (0..n).map(|_| C::channel()).unzip();
-    let consumer = |mut receiver: C::Receiver| async move {
-        let mut checker = Checker::default();
-        while let Some(message) = C::recv(&mut receiver).await {
-            checker.take(&message.key, &message.payload);
+    let consumer = |mut receiver: C::Receiver| {
+        let mut checker = workload.checker();
+        async move {
+            while let Some(message) = C::recv(&mut receiver).await {
+                checker.take(&message.key, &message.payload);
+            }
+            checker
         }
-        checker
     };
     on_tasks(workload, receivers.into_iter().map(consumer).collect(), |mut publishing| async move {
         while let Some(payload) = publishing.next() {
@@ -191,12 +193,14 @@ impl TaskChannel for TokioMpsc {
 /// allocation for each message.
 pub(super) fn async_broadcast_tasks(workload: &Workload, n: usize) -> Result<Round, Failure> {
     let (sender, receiver) = async_broadcast::broadcast(HWM);
-    let consumer = |mut receiver: async_broadcast::Receiver<PeerMessage>| async move {
-        let mut checker = Checker::default();
-        while let Ok(message) = receiver.recv_direct().await {
-            checker.take(&message.key, &message.payload);
+    let consumer = |mut receiver: async_broadcast::Receiver<PeerMessage>| {
+        let mut checker = workload.checker();
+        async move {
+            while let Ok(message) = receiver.recv_direct().await {
+                checker.take(&message.key, &message.payload);
+            }
+            checker
         }
-        checker
     };
     let mut receivers: Vec<_> = (1..n).map(|_| receiver.new_receiver()).collect();
     receivers.push(receiver);

@@ -37,7 +37,7 @@ fn check(checker: &mut Checker, delivery: &Delivery<MessageRef<'_>>) {
     }
 }
 
-fn consume(mut subscription: Subscription, checker: &mut Checker) {
+pub(super) fn consume(mut subscription: Subscription, checker: &mut Checker) {
     while let Some(batch) = subscription.recv_batch_blocking(BatchLimit::default()) {
         batch.iter().for_each(|delivery| check(checker, &delivery));
     }
@@ -61,7 +61,7 @@ fn run_threads(
     })
 }
 
-fn one_by_one(broker: &Broker, publishing: &mut Publishing) -> Result<(), Failure> {
+pub(super) fn one_by_one(broker: &Broker, publishing: &mut Publishing) -> Result<(), Failure> {
     while let Some(payload) = publishing.next() {
         broker.publish_blocking(message(payload)).map_err(Failure::contender)?;
     }
@@ -105,12 +105,14 @@ pub(super) fn batches(workload: &Workload, n: usize) -> Result<Round, Failure> {
 
 pub(super) fn tasks(workload: &Workload, n: usize) -> Result<Round, Failure> {
     let broker = Broker::default();
-    let consumer = |mut subscription: Subscription| async move {
-        let mut checker = Checker::default();
-        while let Some(batch) = subscription.recv_batch(BatchLimit::default()).await {
-            batch.iter().for_each(|delivery| check(&mut checker, &delivery));
+    let consumer = |mut subscription: Subscription| {
+        let mut checker = workload.checker();
+        async move {
+            while let Some(batch) = subscription.recv_batch(BatchLimit::default()).await {
+                batch.iter().for_each(|delivery| check(&mut checker, &delivery));
+            }
+            checker
         }
-        checker
     };
     let subscribers = subscriptions(&broker, n, alike).into_iter().map(consumer).collect();
     on_tasks(workload, subscribers, |mut publishing| async move {

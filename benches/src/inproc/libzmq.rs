@@ -12,8 +12,21 @@ const ENDPOINT: &str = "inproc://fan-out";
 const END: &[u8] = b"END";
 
 pub(super) fn threads(workload: &Workload, n: usize) -> Result<Round, Failure> {
+    run(workload, n, |_| vec![Vec::new()])
+}
+
+/// Four subscribers with so many filters together, one of which matches each.
+pub(super) fn among_prefixes(workload: &Workload, prefixes: usize) -> Result<Round, Failure> {
+    run(workload, 4, |i| {
+        let mut filters = super::scenes::filters(i, prefixes / 4);
+        filters.push(END.to_vec());
+        filters
+    })
+}
+
+fn run(workload: &Workload, n: usize, filters: impl Fn(usize) -> Vec<Vec<u8>>) -> Result<Round, Failure> {
     let context = Context::new();
-    let (publisher, subscribers) = sockets(&context, n).map_err(Failure::contender)?;
+    let (publisher, subscribers) = sockets(&context, n, filters).map_err(Failure::contender)?;
     let consume = |socket: Socket, checker: &mut Checker| {
         let (mut key, mut payload) = (Message::new(), Message::new());
         while socket.recv(&mut key, 0).is_ok() && &*key != END && socket.recv(&mut payload, 0).is_ok() {
@@ -29,7 +42,7 @@ pub(super) fn threads(workload: &Workload, n: usize) -> Result<Round, Failure> {
     })
 }
 
-fn sockets(context: &Context, n: usize) -> zmq::Result<(Socket, Vec<Socket>)> {
+fn sockets(context: &Context, n: usize, filters: impl Fn(usize) -> Vec<Vec<u8>>) -> zmq::Result<(Socket, Vec<Socket>)> {
     let publisher = lossless(context, SocketType::XPUB)?;
     // Every subscription is shown, not only the first of a kind: that is how the publisher knows that all are there.
     publisher.set_xpub_verbose(true)?;
@@ -38,13 +51,15 @@ fn sockets(context: &Context, n: usize) -> zmq::Result<(Socket, Vec<Socket>)> {
     publisher.set_sndhwm(mark)?;
     publisher.bind(ENDPOINT)?;
     let mut subscribers = Vec::with_capacity(n);
-    for _ in 0..n {
+    for i in 0..n {
         let socket = context.socket(SocketType::SUB)?;
         socket.set_rcvhwm(mark)?;
-        socket.set_subscribe(b"")?;
         socket.connect(ENDPOINT)?;
+        for filter in filters(i) {
+            socket.set_subscribe(&filter)?;
+            publisher.recv_msg(0)?;
+        }
         subscribers.push(socket);
-        publisher.recv_msg(0)?;
     }
     Ok((publisher, subscribers))
 }

@@ -13,6 +13,9 @@
 //!   little more.
 //! - A round is timed from the first publish until the last subscriber has taken the last message.
 //!
+//! The same at fixed rates gives latencies: each counts from the moment for which its publish was *planned*, so that a publisher that is held
+//! up doesn't hide what it caused. The publisher sleeps or spins until then; as a task, too, since a runtime's timer has milliseconds.
+//!
 //! hookbus takes what is queued as a batch and reads it by reference; its peers hand out messages one at a time, as their
 //! interfaces have it.
 
@@ -20,9 +23,10 @@ mod channels;
 mod hookbus;
 #[cfg(feature = "libzmq")]
 mod libzmq;
+pub mod scenes;
 mod tokio_broadcast;
 
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,7 +34,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use crate::machine;
-use crate::report::{Better, Measure, Report, Side, Who};
+use crate::report::{Aim, Better, Measure, Report, Side, Who};
 
 /// The key of every message.
 pub const KEY: [u8; 35] = *b"EVENT STATE VM/ACTIVE/RUNNING/1234 ";
@@ -46,6 +50,13 @@ const _: () = assert!(POOL.is_power_of_two() && POOL > 3 * HWM);
 /// What a table of this comparison shows.
 pub const PUBLISHED: Measure =
     Measure { name: "published, nothing lost", unit: "million messages/s", better: Better::Higher };
+
+/// What a table at a fixed rate shows: the times by which so many of all messages had come.
+pub const LATENCIES: [(Measure, f64); 3] = [
+    (Measure { name: "latency, p50", unit: "us", better: Better::Lower }, 0.5),
+    (Measure { name: "latency, p99", unit: "us", better: Better::Lower }, 0.99),
+    (Measure { name: "latency, p99.9", unit: "us", better: Better::Lower }, 0.999),
+];
 
 /// Somebody who takes part.
 #[derive(Clone, Copy, Debug)]
@@ -69,13 +80,15 @@ impl Contender {
 #[derive(Clone, Copy)]
 enum Class {
     Threads,
+    Batches,
     Tasks,
 }
 
 impl Class {
     const fn name(self) -> Option<&'static str> {
         match self {
-            Class::Threads => None,
+            Class::Threads => Some("threads"),
+            Class::Batches => None,
             Class::Tasks => Some("tasks"),
         }
     }
@@ -85,7 +98,7 @@ impl Class {
 pub fn contenders() -> Vec<Contender> {
     let mut all = vec![
         Contender::ours("hookbus, threads", Class::Threads, hookbus::threads),
-        Contender::ours("hookbus, threads, batches of 64", Class::Threads, hookbus::batches),
+        Contender::ours("hookbus, threads, batches of 64", Class::Batches, hookbus::batches),
         Contender::ours("hookbus, threads, all prefixes differ", Class::Threads, hookbus::distinct),
         Contender::ours("hookbus, tasks", Class::Tasks, hookbus::tasks),
         Contender::peer("crossbeam, threads", Class::Threads, channels::threads::<channels::Crossbeam, PeerMessage>),
@@ -132,6 +145,54 @@ pub fn compare(
                 report.record(PUBLISHED, &case, contender.who, outcome.rate() / 1e6);
             }
         }
+        for contender in contenders {
+            if let Some(aim) = aim(contender.who.name, n) {
+                report.aim(PUBLISHED, &case, contender.who, aim);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is to be reached with so many subscribers.
+fn aim(name: &str, n: usize) -> Option<Aim> {
+    let aims = match name {
+        "hookbus, threads" => [(1, 1.2), (4, 2.0), (16, 4.0), (64, 8.0)].map(|(n, aim)| (n, Aim::RatioInClass(aim))),
+        "hookbus, threads, batches of 64" => {
+            [(1, 1.2), (4, 3.0), (16, 6.0), (64, 10.0)].map(|(n, aim)| (n, Aim::Ratio(aim)))
+        }
+        "hookbus, tasks" => [(1, 1.2), (4, 1.6), (16, 3.0), (64, 7.0)].map(|(n, aim)| (n, Aim::RatioInClass(aim))),
+        _ => return None,
+    };
+    aims.into_iter().find(|(of, _)| *of == n).map(|(_, aim)| aim)
+}
+
+/// Runs rounds at fixed rates, in messages per second, as [`compare`] does flat out.
+///
+/// # Errors
+/// When a contender lost, repeated or reordered a message.
+pub fn compare_latencies(
+    report: &mut Report,
+    contenders: &[Contender],
+    workload: &Workload,
+    rates: &[u32],
+    subscribers: &[usize],
+    rounds: usize,
+    mut progress: impl FnMut(&str),
+) -> Result<(), Failure> {
+    for (&rate, &n) in rates.iter().flat_map(|rate| subscribers.iter().map(move |n| (rate, n))) {
+        let case = format!("{rate} messages/s, {n} subscribers");
+        for round in 0..rounds {
+            for at in 0..contenders.len() {
+                let contender = &contenders[(at + round) % contenders.len()];
+                progress(&format!("{case}, round {} of {rounds}, {}", round + 1, contender.who.name));
+                let outcome = (contender.run)(&workload.clone().paced(rate), n)
+                    .map_err(|failure| failure.of(contender.who.name, n))?;
+                for (measure, part) in LATENCIES {
+                    report.record(measure, &case, contender.who, outcome.latency_us(part));
+                }
+            }
+        }
     }
     Ok(())
 }
@@ -141,6 +202,36 @@ pub fn compare(
 pub struct Workload {
     pool: Arc<[Bytes]>,
     round: Duration,
+    pace: Option<Pace>,
+}
+
+/// When each message is planned to be published.
+#[derive(Clone, Debug)]
+struct Pace {
+    interval: Duration,
+    started: Arc<OnceLock<Instant>>,
+}
+
+impl Pace {
+    /// The moment for which a message is planned; `None` before the first was published.
+    fn planned(&self, message: u64) -> Option<Instant> {
+        let since = self.interval.as_nanos() as u64 * message;
+        self.started.get().map(|started| *started + Duration::from_nanos(since))
+    }
+
+    /// Waits until a message may be published.
+    fn wait_for(&self, message: u64) {
+        const TIMER: Duration = Duration::from_micros(200);
+        self.started.get_or_init(Instant::now);
+        let Some(planned) = self.planned(message) else { return };
+        loop {
+            match planned.checked_duration_since(Instant::now()) {
+                None => return,
+                Some(left) if left > TIMER => thread::sleep(left - TIMER),
+                Some(_) => std::hint::spin_loop(),
+            }
+        }
+    }
 }
 
 impl Workload {
@@ -151,7 +242,18 @@ impl Workload {
             payload[..size_of::<u64>()].copy_from_slice(&(stamp as u64).to_le_bytes());
             Bytes::from(payload)
         };
-        Workload { pool: (0..POOL).map(payload).collect(), round }
+        Workload { pool: (0..POOL).map(payload).collect(), round, pace: None }
+    }
+
+    /// The same at so many messages per second; a round of its own.
+    #[must_use]
+    pub fn paced(mut self, rate: u32) -> Self {
+        self.pace = Some(Pace { interval: Duration::from_secs(1) / rate.max(1), started: Arc::default() });
+        self
+    }
+
+    fn checker(&self) -> Checker {
+        Checker { pace: self.pace.clone(), ..Checker::default() }
     }
 
     /// The publisher's side of a round; its clock starts with the first message.
@@ -171,6 +273,9 @@ impl Publishing {
     /// The next payload; `None` when the round is over. The clock is read at every 64th only, since that costs as much
     /// as a publish.
     fn next(&mut self) -> Option<Bytes> {
+        if let Some(pace) = &self.workload.pace {
+            pace.wait_for(self.count);
+        }
         if self.count.is_multiple_of(64) {
             let started = *self.started.get_or_insert_with(Instant::now);
             if started.elapsed() >= self.workload.round && self.count > 0 {
@@ -188,6 +293,8 @@ impl Publishing {
 struct Checker {
     taken: u64,
     wrong: Option<Failure>,
+    pace: Option<Pace>,
+    latencies: Vec<Duration>,
 }
 
 impl Checker {
@@ -196,6 +303,9 @@ impl Checker {
         if stamp != Some(self.taken % POOL as u64) || key.len() != KEY.len() || key[0] != KEY[0] {
             self.wrong.get_or_insert(Failure::Disorder { place: self.taken, stamp });
         }
+        if let Some(planned) = self.pace.as_ref().and_then(|pace| pace.planned(self.taken)) {
+            self.latencies.push(planned.elapsed());
+        }
         self.taken += 1;
     }
 
@@ -203,20 +313,23 @@ impl Checker {
         self.wrong.get_or_insert(Failure::Gap { place: self.taken, count });
     }
 
-    fn verdict(self, published: u64) -> Result<(), Failure> {
+    /// The latencies, where everything came.
+    fn verdict(self, published: u64) -> Result<Vec<Duration>, Failure> {
         match self.wrong {
             Some(failure) => Err(failure),
             None if self.taken != published => Err(Failure::Lost { published, taken: self.taken }),
-            None => Ok(()),
+            None => Ok(self.latencies),
         }
     }
 }
 
 /// What one round brought.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Round {
     published: u64,
     elapsed: Duration,
+    /// Of all messages at all subscribers, ascending; none unless there is a pace.
+    latencies: Vec<Duration>,
 }
 
 impl Round {
@@ -224,15 +337,23 @@ impl Round {
         self.published as f64 / self.elapsed.as_secs_f64()
     }
 
+    /// The time by which this part of all messages had come, in microseconds.
+    fn latency_us(&self, part: f64) -> f64 {
+        let at = (self.latencies.len() as f64 * part) as usize; // below the length, since part is below 1
+        self.latencies.get(at).map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e6)
+    }
+
     /// Judges a round by what the publisher and all subscribers have to say.
     fn judge(publishing: &Publishing, subscribers: Vec<(Checker, Instant)>) -> Result<Self, Failure> {
         let started = publishing.started.ok_or(Failure::Contender { what: "published nothing".into() })?;
         let mut finished = started;
+        let mut latencies = Vec::new();
         for (checker, at) in subscribers {
-            checker.verdict(publishing.count)?;
+            latencies.append(&mut checker.verdict(publishing.count)?);
             finished = finished.max(at);
         }
-        Ok(Round { published: publishing.count, elapsed: finished - started })
+        latencies.sort_unstable();
+        Ok(Round { published: publishing.count, elapsed: finished - started, latencies })
     }
 }
 
@@ -304,7 +425,7 @@ fn on_threads<S: Send>(
         let (ready, consume) = (&ready, &consume);
         let run = |subscriber| {
             scope.spawn(move || {
-                let mut checker = Checker::default();
+                let mut checker = workload.checker();
                 ready.wait();
                 consume(subscriber, &mut checker);
                 (checker, Instant::now())
@@ -380,6 +501,16 @@ mod tests {
                 let round = (contender.run)(&workload, n).map_err(|failure| failure.of(contender.who.name, n));
                 assert!(round.expect("nothing is lost").published > 0, "{}", contender.who.name);
             }
+        }
+    }
+
+    #[test]
+    fn latencies_count_from_the_plan() {
+        let workload = Workload::new(64, Duration::from_millis(20));
+        for contender in contenders() {
+            let round = (contender.run)(&workload.clone().paced(2000), 2).expect("nothing is lost");
+            assert!(round.latencies.len() as u64 == 2 * round.published, "{}", contender.who.name);
+            assert!(round.latency_us(0.5) <= round.latency_us(0.99));
         }
     }
 

@@ -60,10 +60,12 @@ pub(super) fn threads(workload: &Workload, n: usize) -> Result<Round, Failure> {
 
 pub(super) fn tasks(workload: &Workload, n: usize) -> Result<Round, Failure> {
     let (sender, receivers) = channels(n);
-    let consumer = |mut receiver: Receiver<PeerMessage>| async move {
-        let mut checker = Checker::default();
-        while check(&mut checker, receiver.recv().await) {}
-        checker
+    let consumer = |mut receiver: Receiver<PeerMessage>| {
+        let mut checker = workload.checker();
+        async move {
+            while check(&mut checker, receiver.recv().await) {}
+            checker
+        }
     };
     on_tasks(workload, receivers.into_iter().map(consumer).collect(), |mut publishing| async move {
         let mut left = 0;
