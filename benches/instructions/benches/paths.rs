@@ -10,12 +10,12 @@ use std::collections::VecDeque;
 use std::hint::black_box;
 
 use bytes::Bytes;
-use gungraun::{library_benchmark, library_benchmark_group, main};
+use gungraun::{LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
 use hookbus_bridges::cloudevents::Encoder;
 use hookbus_bridges::opennebula::Parser;
 use hookbus_bridges::zeromq::codec::{MORE, put_frame, put_head};
 use hookbus_broker::{BatchLimit, Message, Received};
-use hookbus_instructions::{Setting, alike, beside, lines, prefixes, received, recorded};
+use hookbus_instructions::{Journaled, Setting, alike, apart, beside, journaled, lines, prefixes, received, recorded};
 
 fn publish_all(mut setting: Setting) -> Setting {
     for message in setting.messages.drain(..) {
@@ -29,6 +29,7 @@ fn publish_all(mut setting: Setting) -> Setting {
 #[bench::to_1(alike(1))]
 #[bench::to_16(alike(16))]
 #[bench::to_64(alike(64))]
+#[bench::to_16_apart(apart(16))]
 #[bench::to_2(beside(0))]
 #[bench::to_2_beside_1(beside(1))]
 #[bench::to_2_beside_998(beside(998))]
@@ -65,6 +66,13 @@ fn take(mut setting: Setting) -> Setting {
 }
 
 #[library_benchmark]
+#[bench::batch_of_64(journaled())]
+fn append_to_journal(mut journaled: Journaled) -> Journaled {
+    journaled.broker.publish_batch_blocking(&mut journaled.batch).expect("the broker is open");
+    journaled
+}
+
+#[library_benchmark]
 #[bench::of_recorded_lines((Parser::new(), lines()))]
 fn find_keys((mut parser, lines): (Parser, Vec<Bytes>)) -> Parser {
     for line in lines {
@@ -96,6 +104,10 @@ fn write_json((encoder, events): (Encoder, Vec<Received>)) -> Vec<Received> {
     events
 }
 
-library_benchmark_group!(name = broker, benchmarks = [publish, publish_batch, take]);
+library_benchmark_group!(name = broker, benchmarks = [publish, publish_batch, take, append_to_journal]);
 library_benchmark_group!(name = bridges, benchmarks = [find_keys, write_zmtp, write_json]);
-main!(library_benchmark_groups = [broker, bridges]);
+// `check` says by this which of its variants the C library's `memcpy` is to be.
+main!(
+    config = LibraryBenchmarkConfig::default().pass_through_env("GLIBC_TUNABLES"),
+    library_benchmark_groups = [broker, bridges]
+);

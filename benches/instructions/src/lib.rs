@@ -2,12 +2,16 @@
 //!
 //! All inputs are fixed, and nothing waits for another thread, so that two runs of one program count the same.
 
+use std::collections::VecDeque;
 use std::io::Read;
 
 use bytes::Bytes;
 use hookbus_bridges::cloudevents::{Encoder, Sources};
 use hookbus_bridges::opennebula::{Input, Parser};
-use hookbus_broker::{BatchLimit, Broker, Message, Received, SubscribeOptions, Subscription, Timestamp};
+use hookbus_broker::{
+    BatchLimit, Broker, Journal, JournalOptions, Message, Received, SubscribeOptions, Subscription, Timestamp,
+};
+use tempfile::TempDir;
 
 /// Messages of one run. Few enough that no queue is full, and that a block is opened once at most.
 pub const MESSAGES: usize = 64;
@@ -73,6 +77,13 @@ pub fn alike(count: usize) -> Setting {
     Setting::new(broker, subscriptions)
 }
 
+/// So many subscriptions that all match, each by a prefix of its own length.
+pub fn apart(count: usize) -> Setting {
+    let broker = Broker::default();
+    let subscriptions = (1..=count).map(|n| subscribe(&broker, vec![KEY.as_bytes()[..n].into()])).collect();
+    Setting::new(broker, subscriptions)
+}
+
 /// Two subscriptions that match, by different prefixes, and so many that don't, each with one of its own.
 pub fn beside(others: usize) -> Setting {
     let broker = Broker::default();
@@ -91,6 +102,30 @@ pub fn prefixes(count: usize) -> Setting {
     let prefix = |n: usize| format!("EVENT STATE VM/ACTIVE/RUNNING/{n} ").into_bytes().into();
     let subscription = subscribe(&broker, (4000..4000 + count).map(prefix).collect());
     Setting::new(broker, vec![subscription])
+}
+
+/// A broker with a journal, and what is to be published.
+#[derive(Debug)]
+pub struct Journaled {
+    /// The broker.
+    pub broker: Broker,
+    /// What is to be published.
+    pub batch: VecDeque<Message>,
+    /// Goes last.
+    _dir: TempDir,
+}
+
+/// A broker whose journal was written before. Its thread sleeps, so that the publisher does the writing.
+pub fn journaled() -> Journaled {
+    let dir = tempfile::tempdir().expect("a directory");
+    let broker = Broker::default();
+    let journal = Journal::open(JournalOptions::new(dir.path().join("journal"))).expect("a journal");
+    broker.attach_journal(journal).expect("it has none");
+    for _ in 0..64 {
+        let mut batch = messages().into();
+        broker.publish_batch_blocking(&mut batch).expect("the broker is open");
+    }
+    Journaled { broker, batch: messages().into(), _dir: dir }
 }
 
 /// Recorded lines of oned, without their ends.
