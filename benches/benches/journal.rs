@@ -11,6 +11,8 @@
 //! large folios, so that this is the fastest that the system does at all. What was written is flushed to the device between rounds, so that no contender pays for the one
 //! before it. Medians are printed, of the rates and of the ratios within a round; a single figure of a shared machine says little.
 //!
+//! What was appended is read back, too, as whoever comes back from a pause does.
+//!
 //! In the test pass everything runs once, with a few events.
 
 use std::collections::VecDeque;
@@ -21,7 +23,7 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 use bytes::Bytes;
-use hookbus_broker::{Broker, Journal, JournalOptions, Message};
+use hookbus_broker::{BatchLimit, Broker, Journal, JournalOptions, Message, Start, SubscribeOptions};
 
 const EVENT_BYTES: usize = 2048;
 const BATCH: usize = 64;
@@ -65,6 +67,27 @@ fn write(dir: &Path, records: &[impl AsRef<[u8]>], events: usize, batch: usize) 
 }
 
 fn journal(dir: &Path, payloads: &[Bytes], events: usize, batch: usize) -> f64 {
+    append(dir, payloads, events, batch).1
+}
+
+/// What was appended just now, so that it comes from the page cache.
+fn read_back(dir: &Path, payloads: &[Bytes], events: usize, batch: usize) -> f64 {
+    let (broker, _) = append(dir, payloads, events, batch);
+    let mut subscription =
+        broker.subscribe_from(SubscribeOptions::new("reader").prefix(""), Start::Earliest).expect("subscribe");
+    let mut items = Vec::new();
+    let mut bytes = 0;
+    let start = Instant::now();
+    while bytes < events * EVENT_BYTES {
+        assert!(subscription.recv_batch_blocking(BatchLimit::messages(batch), &mut items), "the broker is open");
+        for item in items.drain(..) {
+            bytes += item.message().expect("nothing was lost").payload().len();
+        }
+    }
+    start.elapsed().as_secs_f64()
+}
+
+fn append(dir: &Path, payloads: &[Bytes], events: usize, batch: usize) -> (Broker, f64) {
     let broker = Broker::default();
     let journal = Journal::open(JournalOptions::new(dir.join("journal"))).expect("open");
     broker.attach_journal(journal).expect("attach");
@@ -81,7 +104,7 @@ fn journal(dir: &Path, payloads: &[Bytes], events: usize, batch: usize) -> f64 {
             assert_eq!(broker.publish_batch_blocking(&mut queue), Ok(batch));
         }
     }
-    start.elapsed().as_secs_f64()
+    (broker, start.elapsed().as_secs_f64())
 }
 
 #[cfg(feature = "journal-peers")]
@@ -114,6 +137,7 @@ fn main() {
         ("plain write", plain),
         ("plain write, payloads alone", payloads_alone),
         ("journal", journal),
+        ("journal, read back", read_back),
         #[cfg(feature = "journal-peers")]
         ("fjall", fjall),
     ];
