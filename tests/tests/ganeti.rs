@@ -397,10 +397,16 @@ fn scripts_of_ganeti_become_hooks() {
     }
     let daemon = home.serve();
     let dir = scripts.display().to_string();
-    let imported = home.run(&["ganeti", "import", &dir, "--take-over"]);
-    let told = String::from_utf8_lossy(&imported.stdout).into_owned();
-    assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
-    assert_eq!(told, "ID: 0 (instance-start-post-10-note)\nID: 1 (20-notify-post)\n");
+    // First without, as its warning then says how to go on.
+    for (take_over, before) in [(None, ""), (None, ", as before"), (Some("--take-over"), ", as before")] {
+        assert!(own.exists());
+        let command: Vec<_> = ["ganeti", "import", &dir].into_iter().chain(take_over).collect();
+        let imported = home.run(&command);
+        let told = String::from_utf8_lossy(&imported.stdout).into_owned();
+        assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
+        let expected = format!("ID: 0 (instance-start-post-10-note){before}\nID: 1 (20-notify-post){before}\n");
+        assert_eq!(told, expected);
+    }
     assert!(!own.exists() && own.with_file_name("10-note.hookbus").exists());
     assert!(!scripts.join("instance-add-post.d/20-notify").is_symlink() && shared.exists());
     let hook = home.request("GET", "/v1/hooks/1", &[], b"").expect("an answer").json();

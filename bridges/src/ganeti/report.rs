@@ -135,6 +135,11 @@ impl Report {
         Report::parse(Value::Object(wire).to_string().as_bytes()).ok()
     }
 
+    /// What ran, and for what: `instance-start of web1`.
+    pub fn operation(&self) -> String {
+        format!("{} of {}", self.run.hooks_path(), self.run.name())
+    }
+
     /// The node that it comes from.
     pub fn node(&self) -> &str {
         self.run.node().unwrap_or_default()

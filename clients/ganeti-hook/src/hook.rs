@@ -449,12 +449,15 @@ fn cut(text: &str) -> &str {
 /// # Errors
 /// Why it isn't.
 pub fn check_daemon(config: &Config) -> Result<(), String> {
-    let request = Request { method: "GET", path: "/readyz", headers: &[], body: &[] };
-    match exchange::ask(config, &request, Instant::now() + config.timeout) {
-        Ok(Answer { status: 200, .. }) => Ok(()),
+    let ask = |request: &Request<'_>| match exchange::ask(config, request, Instant::now() + config.timeout) {
+        Ok(answer) if answer.status / 100 == 2 => Ok(()),
         Ok(answer) => Err(SendError::from(answer).to_string()),
         Err(e) => Err(e.to_string()),
-    }
+    };
+    ask(&Request { method: "GET", path: "/readyz", headers: &[], body: &[] })?;
+    // No reports at all: whether they would be taken from here, by this token.
+    let headers = [("Content-Type", "application/x-ndjson")];
+    ask(&Request { method: "POST", path: REPORTS, headers: &headers, body: &[] })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! # Guarantees
 //!
 //! Nothing is deleted, and nothing is overwritten. A script is taken over only when its hook exists; what can't be taken over is told, and costs
-//! no other.
+//! no other. A script that has its hook already, from an import before, gets no other; with `--take-over` it is taken over then.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,6 +19,7 @@ use hookbus_bridges::ganeti::{OPERATIONS, Phase};
 use hookbus_bridges::http::Client;
 use hookbus_ganeti_hook::PROGRAM;
 use hookbus_hem::template::Template;
+use serde_json::json;
 
 use super::complain;
 use crate::client::{ClientArgs, Failure, understood};
@@ -173,7 +174,17 @@ async fn take(
         ("PHASE", phase.name()),
         ("COMMAND", command),
     ]);
-    let created = match client.post("/v1/hooks", &[("content-type", "text/plain")], template.to_string().into()).await {
+    let imported_before = hook_of(client, &name, text).await;
+    let text_plain = [("content-type", "text/plain")];
+    let answered = match &imported_before {
+        Some(id) if moved.is_none() => Ok(json!({ "id": id }).to_string().into()),
+        Some(id) => {
+            let command = Template::from_pairs([("COMMAND", command)]).to_string();
+            client.put(&format!("/v1/hooks/{id}?append=true"), &text_plain, command.into()).await
+        }
+        None => client.post("/v1/hooks", &text_plain, template.to_string().into()).await,
+    };
+    let created = match answered {
         Ok(answer) => understood(&answer).map_err(|_| "the daemon's answer makes no sense".to_owned()),
         Err(e) => Err(e.to_string()),
     };
@@ -197,7 +208,15 @@ async fn take(
             }
         }
     }
-    Ok(format!("ID: {} ({name})", answer["id"]))
+    let before = if imported_before.is_some() { ", as before" } else { "" };
+    Ok(format!("ID: {} ({name}){before}", answer["id"]))
+}
+
+/// The id of the hook of that name, where it is in the store and runs that command.
+async fn hook_of(client: &Client, name: &str, command: &str) -> Option<u64> {
+    let answer = client.get(&format!("/v1/hooks/{name}")).await.ok()?;
+    let hook = understood(&answer).ok()?;
+    (hook["attributes"]["COMMAND"] == command).then(|| hook["id"].as_u64()).flatten()
 }
 
 fn aside(file: &Path) -> PathBuf {

@@ -55,6 +55,11 @@ fn look(args: &StatusArgs) -> Result<(Value, Vec<String>), GanetiError> {
             nodes.path.display()
         ));
     }
+    for gated in config.gate_ops.iter().filter(|gated| *gated != "*") {
+        if let Err(why) = super::operation(gated) {
+            troubles.push(format!("{}: gate_ops names {gated:?}, which nothing is asked for: {why}", file.display()));
+        }
+    }
     let daemon = check_daemon(&config);
     let spool = Spool::new(&config.spool);
     let contents = spool.contents().map_err(failed("read", spool.dir()));
@@ -130,6 +135,10 @@ fn pretty(answer: &Value) -> String {
         Some(true) => writeln!(text, "daemon  {} answers", string(&daemon["at"])),
         _ => writeln!(text, "{BAD}daemon  no answer: {}{BAD:#}", string(&daemon["problem"])),
     };
+    let gated: Vec<_> = answer["gate_ops"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if !gated.is_empty() {
+        let _ = writeln!(text, "gate    {}", gated.join(", "));
+    }
     let spool = &answer["spool"];
     let number = |name: &str| listing::number(&spool[name]);
     let _ = write!(text, "spool   {}: ", string(&spool["path"]));

@@ -64,6 +64,13 @@ pub(super) struct Verdict {
     reason: String,
 }
 
+impl Verdict {
+    /// Why there is none, where there is none.
+    pub(super) fn is_missing(&self) -> Option<&str> {
+        (self.verdict == Word::None).then_some(&*self.reason)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Word {

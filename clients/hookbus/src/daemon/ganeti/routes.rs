@@ -92,6 +92,12 @@ async fn gate(Shared(state): Shared<Arc<State>>, headers: HeaderMap, body: Bytes
     };
     let event = EventId { log: state.broker.log_id(), offset };
     let verdict = checks.ask(&state.verdicts, runs, event, &report, deadline).await;
+    if let Some(why) = verdict.is_missing() {
+        let operation = report.operation();
+        tracing::warn!(
+            "ganeti: {operation} (event {event}) got no verdict, so gate_default of its node decides: {why}"
+        );
+    }
     Ok(Json(serde_json::to_value(verdict).unwrap_or_default()))
 }
 
