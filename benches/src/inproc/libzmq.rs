@@ -49,11 +49,14 @@ fn sockets(context: &Context, n: usize, filters: impl Fn(usize) -> Vec<Vec<u8>>)
     // Between sockets of one process both marks add up.
     let mark = i32::try_from(HWM / 2).expect("a small number");
     publisher.set_sndhwm(mark)?;
+    publisher.set_rcvhwm(0)?;
     publisher.bind(ENDPOINT)?;
     let mut subscribers = Vec::with_capacity(n);
     for i in 0..n {
         let socket = context.socket(SocketType::SUB)?;
         socket.set_rcvhwm(mark)?;
+        // A subscription beyond the mark of its own way would be dropped in silence.
+        socket.set_sndhwm(0)?;
         socket.connect(ENDPOINT)?;
         for filter in filters(i) {
             socket.set_subscribe(&filter)?;

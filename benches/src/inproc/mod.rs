@@ -14,7 +14,8 @@
 //! - A round is timed from the first publish until the last subscriber has taken the last message.
 //!
 //! The same at fixed rates gives latencies: each counts from the moment for which its publish was *planned*, so that a publisher that is held
-//! up doesn't hide what it caused. The publisher sleeps or spins until then; as a task, too, since a runtime's timer has milliseconds.
+//! up doesn't hide what it caused. The publisher sleeps or spins until then. (As a task it would keep a worker from those that it has woken, so that is compared
+//! between threads only.)
 //!
 //! hookbus takes what is queued as a batch and reads it by reference; its peers hand out messages one at a time, as their
 //! interfaces have it.
