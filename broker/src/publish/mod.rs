@@ -507,20 +507,26 @@ impl Shared {
                 && open.base.reaches(place)
         });
         if !has_room {
-            self.open_next(p, need, place);
+            self.open_next(p, need, payload, place);
         }
         p.open.as_mut().expect("just looked at, or just made")
     }
 
+    /// Closes the open block and opens another, for a record of `need` bytes and those that follow it, which may be like it.
     #[cold]
-    fn open_next(&self, p: &mut Publishing, need: usize, place: Place) {
+    fn open_next(&self, p: &mut Publishing, need: usize, payload: usize, place: Place) {
         self.close_open(p);
-        let recycled = if need <= self.arena_bytes { self.freed.pool.lock().pop() } else { None };
+        // Of large payloads few fit into a block; then its arena needs no more room than these take, and malloc has that at hand.
+        let alike = self.block_payload_bytes.checked_div(payload).map_or(usize::MAX, |count| count + 1);
+        let arena = need.saturating_mul(alike);
+        let is_small = arena < self.arena_bytes / 4;
+        let recycled = if is_small || need > self.arena_bytes { None } else { self.freed.pool.lock().pop() };
         let block = match recycled {
             Some(block) => {
                 block.reuse(place);
                 block
             }
+            None if is_small => BlockPtr::open(arena, place),
             None if self.closed_bytes() > BACKLOG_BYTES => BlockPtr::open_apart(need.max(self.arena_bytes), place),
             None => BlockPtr::open(need.max(self.arena_bytes), place),
         };
