@@ -13,8 +13,10 @@
 //! - [`corpus`]: what a real oned wrote, and what must come of it.
 //! - `hm`: oned's driver, from its standard input to ZeroMQ subscribers (feature `libzmq`).
 //! - `buses`: bridges against the client libraries that they use (feature `buses`).
+//! - `zeromq`: our publisher against others, over TCP (feature `libzmq`).
 //! - [`hooks`]: the program `hookbus-hem` against a plain loop that starts the same commands.
 //! - [`ganeti`]: one run of `hookbus-ganeti-hook` against scripts that do the same.
+//! - [`idle`]: the daemon while nothing happens.
 //! - [`report`]: rounds in, tables and JSON out; [`plots`]: the same as SVG.
 //! - [`machine`]: where it ran, and what was compared.
 //!
@@ -27,6 +29,7 @@ pub mod ganeti;
 #[cfg(feature = "libzmq")]
 pub mod hm;
 pub mod hooks;
+pub mod idle;
 pub mod inproc;
 #[cfg(feature = "libzmq")]
 pub mod libzmq;
@@ -37,3 +40,5 @@ pub mod report;
 #[cfg(feature = "buses")]
 #[path = "../../bridges/tests/servers/mod.rs"]
 mod servers;
+#[cfg(feature = "libzmq")]
+pub mod zeromq;

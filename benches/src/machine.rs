@@ -96,7 +96,8 @@ fn commit() -> String {
 fn peers() -> BTreeMap<&'static str, String> {
     const LOCK: &str = include_str!("../../Cargo.lock");
     let version = |name: &str| {
-        let (_, after) = LOCK.split_once(&format!("name = \"{name}\"\nversion = \""))?;
+        // The last is the newest, where others still need an older one.
+        let (_, after) = LOCK.rsplit_once(&format!("name = \"{name}\"\nversion = \""))?;
         Some(after.split_once('"')?.0.to_owned())
     };
     let crates = ["async-broadcast", "crossbeam-channel", "flume", "kanal", "tokio"];
@@ -106,6 +107,7 @@ fn peers() -> BTreeMap<&'static str, String> {
     {
         let (major, minor, patch) = zmq::version();
         peers.insert("libzmq", format!("{major}.{minor}.{patch}"));
+        peers.extend(version("zeromq").map(|version| ("zeromq crate", version)));
     }
     peers
 }

@@ -13,9 +13,12 @@ use hookbus_benches::ganeti;
 #[cfg(feature = "libzmq")]
 use hookbus_benches::hm;
 use hookbus_benches::hooks;
+use hookbus_benches::idle;
 use hookbus_benches::inproc::{self, scenes::Scales};
 use hookbus_benches::plots;
 use hookbus_benches::report::Report;
+#[cfg(feature = "libzmq")]
+use hookbus_benches::zeromq;
 
 #[derive(Parser)]
 #[command(version, about = "Compares hookbus with its peers, alternately in one run")]
@@ -55,6 +58,9 @@ enum Command {
     /// The execution of hooks by `hookbus-hem`, against a plain loop that starts the same commands
     Hooks(Hooks),
 
+    /// What `hookbus serve` takes while nothing happens: processor time, wake-ups, memory
+    Idle(Idle),
+
     /// One run of `hookbus-ganeti-hook`, against bash with curl, python3, and programs that do nothing
     Ganeti(Ganeti),
 
@@ -71,6 +77,20 @@ enum Command {
     #[cfg(feature = "libzmq")]
     #[command(hide = true)]
     Sub(Sub),
+
+    /// Our ZeroMQ publisher over TCP, against libzmq's and the zeromq crate's
+    #[cfg(feature = "libzmq")]
+    Zeromq(Zeromq),
+
+    /// A publisher of `zeromq`, in a process of its own
+    #[cfg(feature = "libzmq")]
+    #[command(hide = true)]
+    ZeromqPub { who: String, count: usize, payload_bytes: usize },
+
+    /// A subscriber of `zeromq`, in a process of its own
+    #[cfg(feature = "libzmq")]
+    #[command(hide = true)]
+    ZeromqSub { endpoint: String, count: u64, pause_us: u64 },
 }
 
 #[derive(Args)]
@@ -216,6 +236,24 @@ struct Hooks {
 }
 
 #[derive(Args)]
+struct Idle {
+    #[command(flatten)]
+    output: Output,
+
+    /// The program to measure [default: the `hookbus` beside this one]
+    #[arg(long, value_name = "PATH")]
+    hookbus: Option<PathBuf>,
+
+    /// Rounds, each with new daemons
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+
+    /// How long a daemon is watched
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+}
+
+#[derive(Args)]
 struct Ganeti {
     #[command(flatten)]
     output: Output,
@@ -307,6 +345,29 @@ struct Hm {
     starts: usize,
 }
 
+#[cfg(feature = "libzmq")]
+#[derive(Args)]
+struct Zeromq {
+    #[command(flatten)]
+    output: Output,
+
+    /// Numbers of subscribers, each a process
+    #[arg(long, value_delimiter = ',', default_value = "1,8")]
+    subscribers: Vec<usize>,
+
+    /// Sizes of payloads
+    #[arg(long, value_delimiter = ',', default_value = "2048,64")]
+    payload_bytes: Vec<usize>,
+
+    /// Rounds for each contender and case
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+
+    /// Messages of a round
+    #[arg(long, default_value_t = 200_000, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    messages: usize,
+}
+
 /// The options of OpenNebula's own driver.
 #[cfg(feature = "libzmq")]
 #[derive(Args)]
@@ -341,6 +402,7 @@ fn main() -> ExitCode {
         Command::MemoryOf(args) => memory_of(&args),
         Command::All(args) => all(&args),
         Command::Hooks(args) => hooks(&args),
+        Command::Idle(args) => idle(&args),
         Command::Ganeti(args) => ganeti(&args),
         #[cfg(feature = "buses")]
         Command::Bridges(args) => bridges(&args),
@@ -352,6 +414,16 @@ fn main() -> ExitCode {
         }
         #[cfg(feature = "libzmq")]
         Command::Sub(args) => hm::subscriber::run(&args.endpoint, args.count).map_err(Into::into),
+        #[cfg(feature = "libzmq")]
+        Command::Zeromq(args) => zeromq(&args),
+        #[cfg(feature = "libzmq")]
+        Command::ZeromqPub { who, count, payload_bytes } => {
+            zeromq::publish(&who, count, payload_bytes).map_err(Into::into)
+        }
+        #[cfg(feature = "libzmq")]
+        Command::ZeromqSub { endpoint, count, pause_us } => {
+            zeromq::subscribe(&endpoint, count, pause_us).map_err(Into::into)
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -491,6 +563,33 @@ fn hm(args: &Hm) -> Result<(), Box<dyn Error>> {
     let mut report = Report::new();
     hm::compare(&mut report, &options, progress)?;
     finish(&report, &args.output, "hm")
+}
+
+#[cfg(feature = "libzmq")]
+fn zeromq(args: &Zeromq) -> Result<(), Box<dyn Error>> {
+    let quick = args.output.quick;
+    let options = zeromq::Options {
+        subscribers: args.subscribers.clone(),
+        payloads: args.payload_bytes.clone(),
+        rounds: if quick { 1 } else { args.rounds },
+        messages: if quick { 5000 } else { args.messages },
+    };
+    let mut report = Report::new();
+    zeromq::compare(&mut report, &options, progress)?;
+    finish(&report, &args.output, "zeromq")
+}
+
+fn idle(args: &Idle) -> Result<(), Box<dyn Error>> {
+    let quick = args.output.quick;
+    let options = idle::Options {
+        hookbus: beside(args.hookbus.as_ref(), "hookbus")?,
+        rounds: if quick { 1 } else { args.rounds },
+        settle: Duration::from_millis(if quick { 100 } else { 2000 }),
+        watch: Duration::from_secs(if quick { 1 } else { args.seconds }),
+    };
+    let mut report = Report::new();
+    idle::measure(&mut report, &options, progress)?;
+    finish(&report, &args.output, "idle")
 }
 
 fn hooks(args: &Hooks) -> Result<(), Box<dyn Error>> {
