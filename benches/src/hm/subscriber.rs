@@ -1,4 +1,4 @@
-//! A libzmq subscriber in a process of its own: [`run`] is the process, [`Subscriber`] the harness's end of it.
+//! A libzmq subscriber in a process of its own: [`run`] is the process, `Subscriber` the harness's end of it.
 //!
 //! It stamps each message as it comes and keeps the stamps; judging is left for later. On standard output it says `ready`
 //! when the first probe has come, and at the end gives all arrivals as pairs of 64-bit numbers, little endian.
