@@ -197,6 +197,10 @@ async fn take(
             return Err(why);
         }
     };
+    // Such as that the daemon's user may not execute it.
+    for warning in answer["warnings"].as_array().into_iter().flatten() {
+        complain("warning", &format!("{name}: {}", warning.as_str().unwrap_or_default()));
+    }
     if take_over {
         for (_, place) in &script.places {
             let done = match &moved {

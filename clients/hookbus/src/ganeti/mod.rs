@@ -67,7 +67,7 @@ pub(crate) struct HooksArgs {
 /// Where the rest is.
 #[derive(Clone, Debug, Args)]
 struct PlaceArgs {
-    /// The hook's configuration
+    /// The hook's configuration; the hooks that Ganeti runs read no other than the default
     #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
     hook_config: PathBuf,
     /// Ganeti's data, where the names of the nodes are
