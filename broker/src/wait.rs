@@ -20,7 +20,7 @@ const SHORT_SLEEP: Duration = Duration::from_micros(10);
 
 /// Looks of a thread before it sleeps, and turns of a task before it waits to be woken.
 pub(crate) const THREAD_LOOKS: u32 = 6;
-pub(crate) const TASK_LOOKS: u32 = 64;
+pub(crate) const TASK_LOOKS: u32 = 16;
 /// Turns of a task that waits for room.
 pub(crate) const ROOM_LOOKS: u32 = 8;
 
