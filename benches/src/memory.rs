@@ -6,10 +6,12 @@
 
 use std::fs;
 use std::process::Command;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use hookbus_broker::{Broker, BrokerOptions, Message, SubscribeOptions};
+use hookbus_broker::{Broker, BrokerOptions, Message, SubscribeOptions, Subscription};
 use thiserror::Error;
+use tokio::sync::{broadcast, mpsc};
 
 use crate::inproc::KEY;
 use crate::report::{Aim, Better, Measure, Report, Side, Who};
@@ -86,102 +88,96 @@ fn resident() -> f64 {
     pages.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or(0.0) * 4096.0
 }
 
+/// Publishes so many times; what the process has grown by for each, in bytes.
+fn growth(messages: usize, mut publish: impl FnMut()) -> f64 {
+    let before = resident();
+    (0..messages).for_each(|_| publish());
+    (resident() - before) / messages as f64
+}
+
 /// What this process's queues take for each of so many messages beside key and payload, in bytes. `None` for an unknown name.
 pub fn of(who: &str, subscribers: usize, payload_bytes: usize, messages: usize) -> Option<f64> {
     let shared = Bytes::from(vec![b'x'; payload_bytes]);
     let payload = || if payload_bytes <= SMALL { Bytes::copy_from_slice(&shared) } else { shared.clone() };
-    let mut counted = KEY.len() + if payload_bytes <= SMALL { payload_bytes } else { 0 };
-    let mut queued = messages;
-    let before;
-    let after;
-    match who {
-        "hookbus" | "sparse" => {
+    let message = || Arc::new((KEY, payload()));
+    let own = KEY.len() + if payload_bytes <= SMALL { payload_bytes } else { 0 };
+    let grown = match who {
+        "hookbus" => {
             let broker = Broker::new(BrokerOptions::default().max_bytes(16 << 30));
-            let options = |prefix: &str| SubscribeOptions::new("one").prefix(prefix).hwm(0).hwm_bytes(0);
-            let sparse = who == "sparse";
-            let subscriptions: Vec<_> = (0..subscribers).map(|_| broker.subscribe(options("EVENT STATE "))).collect();
-            // The windows in which the broker finds out that the subscription is a sparse one.
-            let others = if sparse { 999 } else { 0 };
-            let mut reader = sparse.then(|| broker.subscribe(options("")));
-            let mut publish = |count: usize| {
-                for _ in 0..count {
-                    for _ in 0..others {
-                        let _ = broker.publish_now(Message::new("OTHER ", payload()));
-                        if let Some(reader) = &mut reader {
-                            let _ = reader.try_recv();
-                        }
-                    }
-                    let _ = broker.publish_now(Message::new(KEY, payload()));
-                    if let Some(reader) = &mut reader {
-                        let _ = reader.try_recv();
-                    }
+            let _subscriptions: Vec<_> = (0..subscribers).map(|_| subscribe(&broker, "EVENT STATE ")).collect();
+            growth(messages, || {
+                let _ = broker.publish_now(Message::new(KEY, payload()));
+            })
+        }
+        "sparse" => {
+            let broker = Broker::new(BrokerOptions::default().max_bytes(16 << 30));
+            let _sparse = subscribe(&broker, "EVENT STATE ");
+            let mut reader = subscribe(&broker, "");
+            let mut publish = || {
+                for n in 0..1000 {
+                    let key = if n == 0 { KEY.as_slice() } else { b"OTHER " };
+                    let _ = broker.publish_now(Message::new(key, payload()));
+                    let _ = reader.try_recv();
                 }
             };
-            if sparse {
-                queued = messages / 50;
-                publish(100);
-            }
-            before = resident();
-            publish(queued);
-            after = resident();
-            drop(subscriptions);
+            // In these windows the broker finds out that the subscription is a sparse one.
+            (0..100).for_each(|_| publish());
+            growth(messages / 50, publish)
         }
         "crossbeam, a channel each" => {
             let channels: Vec<_> = (0..subscribers).map(|_| crossbeam_channel::unbounded()).collect();
-            before = resident();
-            for _ in 0..messages {
-                let message = std::sync::Arc::new((KEY, payload()));
-                channels.iter().for_each(|(sender, _)| drop(sender.send(std::sync::Arc::clone(&message))));
-            }
-            after = resident();
+            growth(messages, || {
+                let message = message();
+                channels.iter().for_each(|(sender, _)| drop(sender.send(Arc::clone(&message))));
+            })
         }
         "tokio mpsc, a channel each" => {
-            let channels: Vec<_> = (0..subscribers).map(|_| tokio::sync::mpsc::unbounded_channel()).collect();
-            before = resident();
-            for _ in 0..messages {
-                let message = std::sync::Arc::new((KEY, payload()));
-                channels.iter().for_each(|(sender, _)| drop(sender.send(std::sync::Arc::clone(&message))));
-            }
-            after = resident();
+            let channels: Vec<_> = (0..subscribers).map(|_| mpsc::unbounded_channel()).collect();
+            growth(messages, || {
+                let message = message();
+                channels.iter().for_each(|(sender, _)| drop(sender.send(Arc::clone(&message))));
+            })
         }
         "tokio broadcast" => {
-            before = resident();
-            let (sender, first) = tokio::sync::broadcast::channel(messages);
-            let receivers: Vec<_> = (1..subscribers).map(|_| sender.subscribe()).collect();
-            for _ in 0..messages {
-                let _ = sender.send((KEY, payload()));
-            }
-            after = resident();
-            drop((first, receivers));
+            // All slots are there from the beginning, so they count.
+            let before = resident();
+            let (sender, first) = broadcast::channel(messages);
+            let _receivers: Vec<_> = (1..subscribers).map(|_| sender.subscribe()).chain([first]).collect();
+            (0..messages).for_each(|_| drop(sender.send((KEY, payload()))));
+            (resident() - before) / messages as f64
         }
+        // It copies the payload: one copy for all is what has to be.
         #[cfg(feature = "libzmq")]
-        "libzmq inproc" => {
-            counted = KEY.len() + payload_bytes;
-            let context = zmq::Context::new();
-            let publisher = context.socket(zmq::XPUB).ok()?;
-            publisher.set_sndhwm(0).ok()?;
-            publisher.set_xpub_verbose(true).ok()?;
-            publisher.bind("inproc://memory").ok()?;
-            let mut subscriptions = Vec::new();
-            for _ in 0..subscribers {
-                let socket = context.socket(zmq::SUB).ok()?;
-                socket.set_rcvhwm(0).ok()?;
-                socket.connect("inproc://memory").ok()?;
-                socket.set_subscribe(b"").ok()?;
-                publisher.recv_msg(0).ok()?;
-                subscriptions.push(socket);
-            }
-            before = resident();
-            for _ in 0..messages {
-                publisher.send(KEY.as_slice(), zmq::SNDMORE).ok()?;
-                publisher.send(&*shared, 0).ok()?;
-            }
-            after = resident();
-        }
+        "libzmq inproc" => libzmq(&shared, subscribers, messages).ok()? - (payload_bytes - (own - KEY.len())) as f64,
         _ => return None,
-    }
-    let _ = &mut counted;
-    Some((after - before) / queued as f64 - counted as f64)
+    };
+    Some(grown - own as f64)
+}
+
+fn subscribe(broker: &Broker, prefix: &str) -> Subscription {
+    broker.subscribe(SubscribeOptions::new("one").prefix(prefix).hwm(0).hwm_bytes(0))
+}
+
+#[cfg(feature = "libzmq")]
+fn libzmq(payload: &[u8], subscribers: usize, messages: usize) -> zmq::Result<f64> {
+    let context = zmq::Context::new();
+    let publisher = context.socket(zmq::XPUB)?;
+    publisher.set_sndhwm(0)?;
+    publisher.set_xpub_verbose(true)?;
+    publisher.bind("inproc://memory")?;
+    let subscriber = |_| {
+        let socket = context.socket(zmq::SUB)?;
+        socket.set_rcvhwm(0)?;
+        socket.connect("inproc://memory")?;
+        socket.set_subscribe(b"")?;
+        publisher.recv_msg(0)?;
+        Ok(socket)
+    };
+    let _subscribers: Vec<_> = (0..subscribers).map(subscriber).collect::<zmq::Result<_>>()?;
+    Ok(growth(messages, || {
+        let _ = publisher.send(KEY.as_slice(), zmq::SNDMORE);
+        let _ = publisher.send(payload, 0);
+    }))
 }
 
 #[cfg(test)]

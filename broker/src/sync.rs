@@ -10,6 +10,8 @@
 //! 3. `Member::cursor`: how far one subscription has read;
 //! 4. `Readers::entries`, `Readers::sleeping`, `Member::waker`, `Freed::pool`, the prefix tree's writers': leaves, held for a few instructions.
 //!
+//! `Group::set` is taken with the first held, by whoever has the second held as well, too; so among those its order doesn't matter.
+//!
 //! No waker is called while any of them is held.
 
 #[cfg(hookbus_loom)]
