@@ -6,8 +6,9 @@
 //! 4 GHz. A change of the system's time is seen as late as that.
 //!
 //! The counter serves only where the processor says that it never stops and never changes its rate ("invariant TSC": AMD64 Architecture
-//! Programmer's Manual, volume 3, CPUID function 8000_0007h; Intel's manual, volume 3, 17.17.1). Where it is set back, as when a
-//! virtual machine moves to another host, or differs between cores, it doesn't look near, and the system is asked.
+//! Programmer's Manual, volume 3, CPUID function 8000_0007h; Intel's manual, volume 3, 17.17.1), and where Linux, which compares those of
+//! all cores for as long as it runs, lists it among its clock sources: a thread may go on on another core. Where it is set back, as when
+//! a virtual machine moves to another host, it doesn't look near, and the system is asked.
 
 #![allow(unsafe_code)] // Reading the counter of cycles.
 
@@ -42,6 +43,7 @@ impl Clock for SystemClock {
 mod cycles {
     use std::arch::x86_64::{__cpuid, _rdtsc};
     use std::cell::Cell;
+    use std::fs;
     use std::sync::LazyLock;
 
     use super::{SystemTime, Timestamp};
@@ -51,7 +53,9 @@ mod cycles {
 
     static COUNTS: LazyLock<bool> = LazyLock::new(|| {
         const POWER: u32 = 0x8000_0007;
-        __cpuid(0x8000_0000).eax >= POWER && __cpuid(POWER).edx & 1 << 8 != 0
+        const SOURCES: &str = "/sys/devices/system/clocksource/clocksource0/available_clocksource";
+        let is_invariant = __cpuid(0x8000_0000).eax >= POWER && __cpuid(POWER).edx & 1 << 8 != 0;
+        is_invariant && fs::read_to_string(SOURCES).is_ok_and(|sources| sources.split_whitespace().any(|s| s == "tsc"))
     });
 
     thread_local! {
