@@ -19,6 +19,7 @@ use hookbus_ganeti_hook::spool::Spool;
 use hookbus_tests::servers::http::HttpServer;
 use hookbus_tests::tools::{self, Tool};
 use hookbus_tests::{Home, Kind, Server, bounded, ended, fixtures, hookbus, wait_until};
+use rusqlite::Connection;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -470,6 +471,16 @@ impl Queue<'_> {
         fs::rename(self.path().join(&name), to.join(name)).expect("our own file");
     }
 
+    /// Where the daemon writes down what it has told.
+    fn memory(&self) -> Connection {
+        Connection::open(self.home.path().join("state/ganeti-jobs.db")).expect("the daemon has made it")
+    }
+
+    /// How many jobs are written down.
+    fn written(&self) -> i64 {
+        self.memory().query_row("SELECT count(*) FROM jobs", [], |row| row.get(0)).expect("it has the table")
+    }
+
     /// How the source stands.
     fn status(&self) -> Value {
         self.home.status()["sources"][0].clone()
@@ -599,6 +610,11 @@ fn jobs_that_end_while_the_daemon_is_away_are_told() {
     queue.write(&job(4711, 3, "queued"));
     let mut daemon = home.serve();
     queue.told(2);
+    // What is not written down when the daemon is killed is told again.
+    wait_until("three jobs to be written down", || match queue.written() {
+        3 => Ok(()),
+        other => Err(other),
+    });
     daemon.program.kill();
 
     queue.write(&job(4714, 2, "error"));
@@ -627,6 +643,35 @@ fn jobs_that_end_while_the_daemon_is_away_are_told() {
     queue.told(1);
     let expected = [(2, "running"), (3, "queued"), (2, "error"), (4, "success"), (5, "success"), (3, "success")];
     assert_eq!(queue.all(6), pairs(&expected));
+    daemon.stop();
+}
+
+/// Killed before it could write down what it had told: what it knew of is told again, and nothing is missing, be it archived meanwhile or never seen.
+#[test]
+fn no_end_of_a_job_is_lost_with_what_was_not_written_down() {
+    let home = Home::default();
+    let queue = Queue::configure(&home);
+    let mut old = job(4713, 1, "success");
+    old["end_timestamp"] = json!([now().0 - 3600, 0]);
+    queue.write(&old);
+    queue.archive(1);
+    let mut daemon = home.serve();
+    queue.wait("the queue to be followed", |status| status["state"] == "following");
+    let file = queue.memory();
+    file.execute_batch("BEGIN IMMEDIATE").expect("nobody writes");
+    queue.write(&job(4713, 2, "running"));
+    queue.told(1);
+    daemon.program.kill();
+    file.execute_batch("ROLLBACK").expect("our own transaction");
+    assert_eq!(queue.written(), 0);
+
+    queue.write(&job(4714, 2, "error"));
+    queue.archive(2);
+    queue.write(&job(4713, 3, "success"));
+    queue.archive(3);
+    let daemon = home.serve();
+    queue.told(2);
+    assert_eq!(queue.all(3), pairs(&[(2, "running"), (2, "error"), (3, "success")]));
     daemon.stop();
 }
 

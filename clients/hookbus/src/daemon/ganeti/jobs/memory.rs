@@ -34,13 +34,16 @@ const LAYOUT: &str = "
     PRAGMA user_version = 1;
 ";
 
+/// The `highest` of a queue that nobody has looked at.
+const NONE_YET: i64 = -1;
+
 /// What is known of one queue.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Remembered {
     /// When it was followed for the first time.
     pub(super) began: Timestamp,
-    /// The highest number of a job that was seen.
-    pub(super) highest: u64,
+    /// The highest number of a job that was seen; nothing before the first look.
+    pub(super) highest: Option<u64>,
     /// The jobs that are in it.
     pub(super) jobs: BTreeMap<u64, Known>,
 }
@@ -51,6 +54,8 @@ pub(super) struct JobMemory {
     path: PathBuf,
     queue: String,
     connection: Connection,
+    /// What the file has.
+    highest: Option<u64>,
     /// It could not be written the last time.
     failing: bool,
 }
@@ -62,16 +67,18 @@ impl JobMemory {
     /// When it can't be had.
     pub(super) fn open(state_dir: &Path, queue: &Path, now: Timestamp) -> Result<(Self, Remembered), String> {
         let (path, connection) = database(state_dir, FILE_NAME, LAYOUT)?;
-        let memory = JobMemory { path, queue: queue.to_string_lossy().into_owned(), connection, failing: false };
+        let queue = queue.to_string_lossy().into_owned();
+        let mut memory = JobMemory { path, queue, connection, highest: None, failing: false };
         let remembered = memory.read(now).map_err(|e| unusable(&memory.path, &e))?;
+        memory.highest = remembered.highest;
         Ok((memory, remembered))
     }
 
     fn read(&self, now: Timestamp) -> rusqlite::Result<Remembered> {
         // It is written before anything is told: a crash in the first second doesn't make the second start the first.
         self.connection.execute(
-            "INSERT OR IGNORE INTO queues (path, began_ms, highest) VALUES (?, ?, 0)",
-            params![self.queue, now.as_millis().cast_signed()],
+            "INSERT OR IGNORE INTO queues (path, began_ms, highest) VALUES (?, ?, ?)",
+            params![self.queue, now.as_millis().cast_signed(), NONE_YET],
         )?;
         let (began, highest) =
             self.connection.query_row("SELECT began_ms, highest FROM queues WHERE path = ?", [&self.queue], |row| {
@@ -82,12 +89,16 @@ impl JobMemory {
             .prepare("SELECT id, received_ms, told, file_time FROM jobs WHERE queue = ?")?
             .query_map([&self.queue], of_row)?
             .collect::<rusqlite::Result<_>>()?;
-        Ok(Remembered { began: Timestamp::from_millis(began.unsigned_abs()), highest: highest.cast_unsigned(), jobs })
+        Ok(Remembered {
+            began: Timestamp::from_millis(began.unsigned_abs()),
+            highest: u64::try_from(highest).ok(),
+            jobs,
+        })
     }
 
-    /// Writes down what is known of these jobs, or strikes them out; says whether it could. Trouble is logged once.
-    pub(super) fn write(&mut self, changed: &BTreeMap<u64, Option<Known>>, highest: u64) -> bool {
-        if changed.is_empty() {
+    /// Writes down what is known of these jobs, or strikes them out, and the highest number; says whether it could. Trouble is logged once.
+    pub(super) fn write(&mut self, changed: &BTreeMap<u64, Option<Known>>, highest: Option<u64>) -> bool {
+        if changed.is_empty() && highest == self.highest {
             return true;
         }
         let written = self.try_write(changed, highest);
@@ -98,10 +109,13 @@ impl JobMemory {
             );
         }
         self.failing = written.is_err();
-        written.is_ok()
+        if !self.failing {
+            self.highest = highest;
+        }
+        !self.failing
     }
 
-    fn try_write(&mut self, changed: &BTreeMap<u64, Option<Known>>, highest: u64) -> rusqlite::Result<()> {
+    fn try_write(&mut self, changed: &BTreeMap<u64, Option<Known>>, highest: Option<u64>) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
         for (id, known) in changed {
             let id = id.cast_signed();
@@ -120,7 +134,7 @@ impl JobMemory {
         }
         transaction
             .prepare_cached("UPDATE queues SET highest = ? WHERE path = ?")?
-            .execute(params![highest.cast_signed(), self.queue])?;
+            .execute(params![highest.map_or(NONE_YET, u64::cast_signed), self.queue])?;
         transaction.commit()
     }
 }
@@ -143,20 +157,25 @@ mod tests {
         let at = Timestamp::from_millis;
         let known = |told| Known { received: Some(at(5)), told, file_time: i64::MIN };
         let (mut memory, first) = JobMemory::open(dir.path(), a, at(100)).unwrap();
-        assert_eq!(first, Remembered { began: at(100), highest: 0, jobs: BTreeMap::new() });
+        assert_eq!(first, Remembered { began: at(100), highest: None, jobs: BTreeMap::new() });
+        // Before any job is: the next start knows from where on the archive counts.
+        assert!(memory.write(&BTreeMap::new(), Some(0)));
+        drop(memory);
+        let (mut memory, second) = JobMemory::open(dir.path(), a, at(200)).unwrap();
+        assert_eq!(second, Remembered { began: at(100), highest: Some(0), jobs: BTreeMap::new() });
         let changed = [
             (1, Some(known(JobStatus::Error))),
             (2, Some(known(JobStatus::Running))),
             (3, Some(known(JobStatus::Queued))),
         ];
-        assert!(memory.write(&BTreeMap::from(changed), 3));
+        assert!(memory.write(&BTreeMap::from(changed), Some(3)));
         let changed = [(1, None), (2, Some(known(JobStatus::Canceled)))];
-        assert!(memory.write(&BTreeMap::from(changed), 3));
+        assert!(memory.write(&BTreeMap::from(changed), Some(3)));
         let (_other, none) = JobMemory::open(dir.path(), b, at(200)).unwrap();
-        assert_eq!((none.began, none.jobs.len()), (at(200), 0));
+        assert_eq!((none.began, none.highest, none.jobs.len()), (at(200), None, 0));
         drop(memory);
         let (_, again) = JobMemory::open(dir.path(), a, at(300)).unwrap();
         let jobs = BTreeMap::from([(2, known(JobStatus::Canceled)), (3, known(JobStatus::Queued))]);
-        assert_eq!(again, Remembered { began: at(100), highest: 3, jobs });
+        assert_eq!(again, Remembered { began: at(100), highest: Some(3), jobs });
     }
 }

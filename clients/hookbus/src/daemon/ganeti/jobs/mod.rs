@@ -13,7 +13,8 @@
 //!
 //! - **Loss**: no job's end is lost, as long as its file is there, in the queue or in its archive: what happened while nobody looked (hookbus or the directory
 //!   was away, inotify's queue overflowed) is found by reading all files again. A status between may be passed over: a job that runs and ends before its
-//!   file is read is told as what it is then. Jobs that had ended before the queue was followed for the first time are not told.
+//!   file is read is told as what it is then. Jobs that had ended before the queue was followed for the first time are not told. From where on the archive
+//!   belongs to what is told is written down before anything is.
 //! - **Repetition**: a status counts as told when the journal has its event, where there is one, and that is written down after it. So a crash between the two
 //!   has it told again, as another event; jobid and status stand for it. Without a state directory nothing is written down, and each start is the first.
 //! - **Order**: of one job always. Jobs that changed at the same time come in the order of their numbers.
@@ -165,7 +166,7 @@ impl JobsSource {
     ) -> Self {
         let now: Timestamp = SystemTime::now().into();
         let queue = Queue { directory: directory.to_owned() };
-        let (mut memory, mut known, mut highest, mut began) = (None, BTreeMap::new(), 0, now);
+        let (mut memory, mut known, mut highest, mut began) = (None, BTreeMap::new(), None, now);
         match state_dir.map(|state_dir| JobMemory::open(state_dir, directory, now)) {
             Some(Ok((opened, remembered))) => {
                 memory = Some(opened);
@@ -260,7 +261,8 @@ struct Follower {
     /// Nothing where it can't be kept.
     memory: Option<JobMemory>,
     known: BTreeMap<u64, Known>,
-    highest: u64,
+    /// The highest number that was seen; nothing before the first look.
+    highest: Option<u64>,
     began: Timestamp,
     /// What is to be written down, when the journal has what was published.
     unwritten: BTreeMap<u64, Option<Known>>,
@@ -326,13 +328,21 @@ impl Follower {
             // What was noted of an earlier directory is among these.
             drop::<Changes>(dirty.take());
             let mut jobs = queue.jobs()?;
-            if highest > 0 {
-                jobs.extend(queue.archived_after(highest));
-            }
+            let highest = match highest {
+                Some(highest) => {
+                    jobs.extend(queue.archived_after(highest));
+                    highest
+                }
+                None => queue.highest_before(&jobs),
+            };
             dirty.add(jobs);
-            Ok((Opened { _watcher: watcher, identity }, cluster))
+            Ok((Opened { _watcher: watcher, identity }, cluster, highest))
         });
-        let (opened, cluster) = opened.await?;
+        let (opened, cluster, highest) = opened.await?;
+        if self.highest.is_none() {
+            self.highest = Some(highest);
+            self.write().await?;
+        }
         self.shared.recent.lock().set_cluster(&cluster);
         self.cluster = cluster;
         // Those that are not there any more: archived, most of them.
@@ -409,7 +419,8 @@ impl Follower {
         let asked: Vec<_> = ids.iter().map(|id| (*id, self.known.get(id).copied())).collect();
         let read = self.aside(move || {
             let master = queue.master();
-            let one = |(id, known): (u64, Option<Known>)| (id, queue.read(id, known, known.is_some() || id > highest));
+            let one =
+                |(id, known): (u64, Option<Known>)| (id, queue.read(id, known, known.is_some() || Some(id) > highest));
             Ok((master, asked.into_iter().map(one).collect::<Vec<_>>()))
         });
         let (master, files) = read.await?;
@@ -507,7 +518,7 @@ impl Follower {
             Some(known) => self.known.insert(id, known),
             None => self.known.remove(&id),
         };
-        self.highest = self.highest.max(id);
+        self.highest = self.highest.max(Some(id));
         if before != known {
             self.unwritten.insert(id, known);
         }

@@ -90,14 +90,28 @@ impl Queue {
         Ok(all)
     }
 
+    /// The number below all jobs that are told of a queue in which these are: what is in the archive up to it had ended before.
+    pub(super) fn highest_before(&self, jobs: &[u64]) -> u64 {
+        let last_archived = || self.archive_parts().max().and_then(|part| self.archived(part).into_iter().max());
+        jobs.iter().min().map(|lowest| lowest.saturating_sub(1)).or_else(last_archived).unwrap_or(0)
+    }
+
     /// The numbers of archived jobs beyond this one.
     pub(super) fn archived_after(&self, highest: u64) -> Vec<u64> {
-        let archive = self.directory.join("archive");
-        let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<u64>().ok();
-        let parts = fs::read_dir(&archive).into_iter().flatten().flatten().filter_map(number);
-        let parts = parts.filter(|part| *part >= highest / JOBS_PER_ARCHIVE);
-        let all = parts.flat_map(|part| ids(&archive.join(part.to_string())).unwrap_or_default());
+        let parts = self.archive_parts().filter(|part| *part >= highest / JOBS_PER_ARCHIVE);
+        let all = parts.flat_map(|part| self.archived(part));
         all.filter(|id| *id > highest).take(MOST_JOBS).collect()
+    }
+
+    /// The directories of the archive; without one there are none.
+    fn archive_parts(&self) -> impl Iterator<Item = u64> {
+        let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<u64>().ok();
+        fs::read_dir(self.directory.join("archive")).into_iter().flatten().flatten().filter_map(number)
+    }
+
+    /// The jobs in a directory of the archive.
+    fn archived(&self, part: u64) -> Vec<u64> {
+        ids(&self.directory.join(format!("archive/{part}"))).unwrap_or_default()
     }
 
     /// What the file of a job says now, of which that is known.
@@ -270,5 +284,10 @@ mod tests {
         assert!(matches!(queue.read(7, Some(known), true), Seen::Archived(_)));
         assert!(matches!(queue.read(7, Some(known), false), Seen::Gone));
         assert_eq!((queue.archived_after(6), queue.archived_after(7)), (vec![7], vec![]));
+        // What a first look tells of begins below the jobs that are there; where there are none, behind the archive.
+        assert_eq!((queue.highest_before(&[9, 5, 12]), queue.highest_before(&[0])), (4, 0));
+        assert_eq!(queue.highest_before(&[]), 7);
+        fs::remove_dir_all(queue.directory.join("archive")).unwrap();
+        assert_eq!((queue.highest_before(&[]), queue.archived_after(0)), (0, vec![]));
     }
 }
