@@ -39,7 +39,7 @@ fn publish(setting: Setting) -> Setting {
 }
 
 fn queued() -> (Setting, VecDeque<Message>) {
-    let mut setting = alike(1);
+    let mut setting = alike(1).after_a_batch();
     let batch = setting.messages.drain(..).collect();
     (setting, batch)
 }

@@ -54,6 +54,15 @@ impl Setting {
         }
     }
 
+    /// After a batch, which asks the clock as nobody here did before, and so whether cycles count.
+    #[must_use]
+    pub fn after_a_batch(mut self) -> Self {
+        let mut batch = messages().into();
+        self.broker.publish_batch_now(&mut batch).expect("the broker is open");
+        self.take_all();
+        self
+    }
+
     /// With its messages published.
     #[must_use]
     pub fn published(mut self) -> Self {
