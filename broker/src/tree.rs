@@ -49,7 +49,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use node::{Link, Node, NodeBuilder, NodeRef};
+use node::{Link, Node, NodeBuilder, NodeRef, SHORT_LABEL};
 use values::{Change, Killed, Values, ValuesRef};
 
 /// A set of pairs of a prefix and a value.
@@ -175,11 +175,11 @@ where
     pub(crate) fn for_each_match<'g>(&'g self, key: &[u8], reader: &'g Reader, mut f: impl FnMut(&'g V)) {
         self.check(reader);
         let mut rest = key;
-        let mut link = &self.root;
         // SAFETY: nodes that are taken out are retired, and freed by whoever has this tree's one reader, or the tree, for himself:
         // whatever can be reached now stays for 'g.
-        while let Some(node) = unsafe { NodeRef::<'g, V>::follow(link) } {
-            let Some(behind) = strip(rest, node.label()) else { return };
+        let Some(mut node) = (unsafe { NodeRef::<'g, V>::follow(&self.root) }) else { return };
+        loop {
+            let Some(behind) = behind_label(rest, node) else { return };
             match node.values() {
                 ValuesRef::None => {}
                 ValuesRef::One(value) => f(value),
@@ -187,7 +187,8 @@ where
             }
             let Some((&byte, behind)) = behind.split_first() else { return };
             let Some(child) = node.child(byte) else { return };
-            link = child;
+            // SAFETY: as above, and `child` is of a node in the tree.
+            node = unsafe { NodeRef::follow_child(child) };
             rest = behind;
         }
     }
@@ -366,15 +367,28 @@ fn without_child<V: Clone>(node: NodeRef<'_, V>, byte: u8) -> NonNull<Node<V>> {
     new.finish()
 }
 
-/// What of `key` follows behind `label`; `None` where it doesn't begin with that.
+/// What of `key` follows behind a node's label; `None` where it doesn't begin with that.
 ///
 /// Most labels are empty, where children are told apart by digits, or short: to call a function that compares would cost as much as
 /// the rest of a step.
 #[inline]
-fn strip<'k>(key: &'k [u8], label: &[u8]) -> Option<&'k [u8]> {
-    if label.is_empty() {
+fn behind_label<'k, V>(key: &'k [u8], node: NodeRef<'_, V>) -> Option<&'k [u8]> {
+    let len = node.label_len();
+    if len == 0 {
         return Some(key);
     }
+    match key.first_chunk::<SHORT_LABEL>() {
+        Some(start) if len <= SHORT_LABEL => {
+            let differences = u64::from_le_bytes(*start) ^ u64::from_le_bytes(node.short_label());
+            // What is behind the label doesn't matter, and is shifted out.
+            (differences << (8 * (SHORT_LABEL - len)) == 0).then(|| &key[len..])
+        }
+        _ => strip(key, node.label()),
+    }
+}
+
+/// What of `key` follows behind `label`, where one of them is shorter than a word, or the label longer.
+fn strip<'k>(key: &'k [u8], label: &[u8]) -> Option<&'k [u8]> {
     let (start, behind) = key.split_at_checked(label.len())?;
     // The first so many bytes and the last; they may overlap.
     let same = if let (Some(a), Some(b)) = (start.first_chunk::<8>(), label.first_chunk::<8>()) {

@@ -1,13 +1,18 @@
 //! One node of the prefix tree: a single allocation, laid out so that passing through it touches one or two cache lines.
 //!
 //! ```text
-//! | label length 4 | children 2 | values 1 | - | value or list 8 | keys 0, 8, 16 or 40 | label | - | pointers 8 each |
+//! | - | label | label length 4 | children 2 | values 1 | words of keys 1 | value or list 8 | keys 0, 16 or 40 | pointers 8 each |
+//!               ▲ the node's address
 //! ```
 //!
 //! (Sizes for a value as large as a pointer.) *Keys* are the bytes that lead to the children, ascending, as the
-//! pointers are. Up to 16 of them are kept as they are and searched eight at a time; more are a bitmap of 256 bits and,
+//! pointers are. Up to 16 of them are kept as they are and searched at once; more are a bitmap of 256 bits and,
 //! for each of its four words, the number of bits in those before it. So any fan-out is resolved within the first line
 //! of the node, and one more holds the pointer. The byte that leads to a node is not repeated in its label.
+//!
+//! A walk does little for each node, and all it does counts. So keys are padded with the first of them, which is found
+//! before its copies; labels are padded to whole words with zeros, so that a short one is compared as one word; and nothing has to be
+//! added up to find the pointers.
 //!
 //! Nodes are not changed once they can be reached, except for two things: the pointers to children, and the values in
 //! a list (see [`values`](super::values)). Any other change builds a new node and swaps the pointer in the parent.
@@ -28,10 +33,13 @@ use super::values::{ListRef, Slot, Values, ValuesRef};
 /// A pointer to a node that other threads may read. Stored with `Release`, so that who finds a node finds it written.
 pub(super) type Link<V> = AtomicPtr<Node<V>>;
 
-/// Up to this many children, their keys are stored as bytes.
-const MAX_LISTED_KEYS: usize = 16;
+/// Up to this many children, their keys are stored as bytes, in so many.
+const LISTED_KEYS: usize = 16;
 /// Four words of bitmap, and a word with their ranks.
 const BITMAP_BYTES: usize = 40;
+const WORD: usize = size_of::<u64>();
+/// The longest label that is compared as one word.
+pub(super) const SHORT_LABEL: usize = WORD;
 
 /// `values` says what the union holds: nothing, one value, or a list of `1 << (values - 1)` slots.
 const NO_VALUE: u8 = 0;
@@ -43,6 +51,8 @@ pub(super) struct Node<V> {
     label_len: u32,
     children: u16,
     values: u8,
+    /// How many words the keys take.
+    key_words: u8,
     value: ValueSlot<V>,
 }
 
@@ -52,42 +62,37 @@ union ValueSlot<V> {
     many: NonNull<Slot<V>>,
 }
 
-/// Where the parts of a node lie, in bytes from its start.
+/// Where the parts of a node lie, in bytes from the start of its allocation.
 struct Shape {
-    label: usize,
+    node: usize,
     links: usize,
     layout: Layout,
 }
 
-/// The length of the keys of so many children, padded to whole words.
+/// The length of the keys of so many children.
 #[inline]
 const fn keys_len(children: usize) -> usize {
-    if children > MAX_LISTED_KEYS { BITMAP_BYTES } else { whole_words(children) }
-}
-
-/// The next multiple of 8, in two instructions.
-#[inline]
-const fn whole_words(bytes: usize) -> usize {
-    (bytes + 7) & !7
+    match children {
+        0 => 0,
+        1..=LISTED_KEYS => LISTED_KEYS,
+        _ => BITMAP_BYTES,
+    }
 }
 
 impl<V> Node<V> {
     const KEYS: usize = size_of::<Node<V>>();
 
-    /// Where the pointers begin.
     #[inline]
-    const fn links_offset(children: usize, label_len: usize) -> usize {
-        const { assert!(align_of::<Link<V>>() <= 8) };
-        whole_words(Self::KEYS + keys_len(children) + label_len)
+    fn keys_len(&self) -> usize {
+        usize::from(self.key_words) * WORD
     }
 
     fn shape(children: usize, label_len: usize) -> Shape {
-        let label = Self::KEYS + keys_len(children);
-        let links = Self::links_offset(children, label_len);
-        let size = if children == 0 { label + label_len } else { links + children * size_of::<Link<V>>() };
-        // A node's alignment is at least that of the pointers, since the union has one, and of the bitmap's words.
-        let layout = Layout::from_size_align(size, align_of::<Node<V>>()).expect("a label is at most 4 GiB long");
-        Shape { label, links, layout }
+        const { assert!(align_of::<Link<V>>() <= WORD && align_of::<Node<V>>() <= WORD) };
+        let node = label_len.next_multiple_of(WORD);
+        let links = node + Self::KEYS + keys_len(children);
+        let layout = Layout::from_size_align(links + children * size_of::<Link<V>>(), WORD);
+        Shape { node, links, layout: layout.expect("a label is at most 4 GiB long") }
     }
 
     /// Drops a node's values and frees it; its children are left alone.
@@ -105,7 +110,7 @@ impl<V> Node<V> {
                 ONE_VALUE => Values::One(ManuallyDrop::take(&mut (*header).value.one)),
                 n => Values::Many(ListRef::from_raw((*header).value.many, n - 1).into_list()),
             };
-            alloc::dealloc(header.cast(), shape.layout);
+            alloc::dealloc(header.cast::<u8>().sub(shape.node), shape.layout);
         }
     }
 }
@@ -139,20 +144,22 @@ impl<V> NodeBuilder<V> {
             label_len: u32::try_from(label_len).expect("prefixes are bounded far below 4 GiB"),
             children: children as u16,
             values: tag,
+            key_words: (keys_len(children) / WORD) as u8,
             value,
         };
         // SAFETY: the layout's size is not zero, as it holds the header. All writes stay inside of the shape that it was
-        // computed from: the header, the keys (zeroed), the label's parts.
+        // computed from: zeros up to the pointers, the label's parts, the header.
         let node = unsafe {
-            let Some(node) = NonNull::new(alloc::alloc(shape.layout)) else { alloc::handle_alloc_error(shape.layout) };
-            node.cast::<Node<V>>().write(header);
-            node.add(Node::<V>::KEYS).write_bytes(0, keys_len(children));
-            let mut at = node.add(shape.label);
+            let Some(start) = NonNull::new(alloc::alloc(shape.layout)) else { alloc::handle_alloc_error(shape.layout) };
+            start.write_bytes(0, shape.links);
+            let mut at = start;
             for part in label {
                 at.copy_from_nonoverlapping(NonNull::from(*part).cast(), part.len());
                 at = at.add(part.len());
             }
-            node.cast()
+            let node = start.add(shape.node).cast::<Node<V>>();
+            node.write(header);
+            node
         };
         NodeBuilder { node, shape, children, pushed: 0, last_key: None, owns: PhantomData }
     }
@@ -164,12 +171,14 @@ impl<V> NodeBuilder<V> {
         // inside of the allocation, and words of the bitmap are aligned (see `shape`). Nobody else sees the node yet.
         unsafe {
             let keys = self.node.cast::<u8>().add(Node::<V>::KEYS);
-            if self.children > MAX_LISTED_KEYS {
+            if self.children > LISTED_KEYS {
                 *keys.cast::<u64>().add(usize::from(key / 64)).as_mut() |= 1 << (key % 64);
+            } else if self.pushed == 0 {
+                keys.write_bytes(key, keys_len(self.children));
             } else {
                 keys.add(self.pushed).write(key);
             }
-            let links = self.node.cast::<u8>().add(self.shape.links).cast::<Link<V>>();
+            let links = self.node.cast::<u8>().add(self.shape.links - self.shape.node).cast::<Link<V>>();
             links.add(self.pushed).write(Link::new(child.as_ptr()));
         }
         self.pushed += 1;
@@ -179,7 +188,7 @@ impl<V> NodeBuilder<V> {
     /// The finished node, to be put into the tree; who takes it out again frees it.
     pub(super) fn finish(self) -> NonNull<Node<V>> {
         assert!(self.pushed == self.children, "children are pushed as announced");
-        if self.children > MAX_LISTED_KEYS {
+        if self.children > LISTED_KEYS {
             // SAFETY: so many children have a bitmap: four words, and eight bytes for the ranks.
             unsafe {
                 let words = self.node.cast::<u8>().add(Node::<V>::KEYS).cast::<u64>();
@@ -194,6 +203,23 @@ impl<V> NodeBuilder<V> {
         }
         self.node
     }
+}
+
+/// The first place of `key` among listed keys. What they are padded with stands before, so the padding is never found.
+#[inline]
+fn place_in(keys: [u8; LISTED_KEYS], key: u8) -> Option<usize> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_mm_cmpeq_epi8, _mm_movemask_epi8, _mm_set1_epi8};
+        // SAFETY: every x86-64 processor has SSE2, and any 16 bytes are a vector of 16 bytes.
+        let places = unsafe {
+            let keys = std::mem::transmute::<[u8; LISTED_KEYS], std::arch::x86_64::__m128i>(keys);
+            _mm_movemask_epi8(_mm_cmpeq_epi8(keys, _mm_set1_epi8(key.cast_signed())))
+        };
+        (places != 0).then(|| places.trailing_zeros() as usize)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    keys.iter().position(|listed| *listed == key)
 }
 
 /// Asks for the line after a node's first, where most nodes have their pointers, so that both come at once instead of one
@@ -237,6 +263,18 @@ impl<'g, V> NodeRef<'g, V> {
         NonNull::new(node).map(|node| NodeRef { node, life: PhantomData })
     }
 
+    /// The node that a node's link leads to.
+    ///
+    /// # Safety
+    /// As [`follow`](NodeRef::follow), and `link` is that of a finished node: those have no null pointers.
+    #[inline]
+    pub(super) unsafe fn follow_child(link: &Link<V>) -> Self {
+        let node = link.load(Ordering::Acquire);
+        prefetch_second_line(node.cast());
+        // SAFETY: the caller's promise.
+        NodeRef { node: unsafe { NonNull::new_unchecked(node) }, life: PhantomData }
+    }
+
     pub(super) fn as_ptr(self) -> NonNull<Node<V>> {
         self.node
     }
@@ -257,6 +295,16 @@ impl<'g, V> NodeRef<'g, V> {
         unsafe { self.node.cast::<u8>().add(offset).cast() }
     }
 
+    /// The word that ends `words` words before the header, where the label lies.
+    ///
+    /// # Safety
+    /// The label has so many words.
+    #[inline]
+    unsafe fn before<T>(self, words: usize) -> NonNull<T> {
+        // SAFETY: as above.
+        unsafe { self.node.cast::<u64>().sub(words).cast() }
+    }
+
     #[inline]
     pub(super) fn len(self) -> usize {
         usize::from(self.header().children)
@@ -265,10 +313,22 @@ impl<'g, V> NodeRef<'g, V> {
     /// What follows the byte that leads here.
     #[inline]
     pub(super) fn label(self) -> &'g [u8] {
-        let header = self.header();
-        let offset = Node::<V>::KEYS + keys_len(usize::from(header.children));
+        let len = self.label_len();
         // SAFETY: the label lies there, was written before the node was published, and doesn't change.
-        unsafe { slice::from_raw_parts(self.part(offset).as_ptr(), header.label_len as usize) }
+        unsafe { slice::from_raw_parts(self.before(len.div_ceil(WORD)).as_ptr(), len) }
+    }
+
+    #[inline]
+    pub(super) fn label_len(self) -> usize {
+        self.header().label_len as usize
+    }
+
+    /// A label of at most so many bytes, and not empty; what it doesn't have is 0.
+    #[inline]
+    pub(super) fn short_label(self) -> [u8; SHORT_LABEL] {
+        debug_assert!((1..=SHORT_LABEL).contains(&self.label_len()), "it is one word");
+        // SAFETY: a label is padded to whole words, all of them initialised, and this one has one.
+        unsafe { self.before::<[u8; SHORT_LABEL]>(1).read() }
     }
 
     #[inline]
@@ -290,77 +350,66 @@ impl<'g, V> NodeRef<'g, V> {
         if len == 0 {
             return &[];
         }
-        let offset = Node::<V>::links_offset(len, self.header().label_len as usize);
+        let offset = Node::<V>::KEYS + self.header().keys_len();
         // SAFETY: so many pointers lie there, written before the node was published, and they change only as atomics.
         unsafe { slice::from_raw_parts(self.part(offset).as_ptr(), len) }
     }
 
-    /// The `i`th word of the keys.
+    /// The keys where they are listed.
     #[inline]
-    fn key_word(self, i: usize) -> [u8; 8] {
-        debug_assert!(i < keys_len(self.len()) / 8, "keys are whole words");
-        // SAFETY: keys are padded to whole words, all of them initialised; the caller asks for one of them.
-        unsafe { self.part::<[u8; 8]>(Node::<V>::KEYS + i * 8).read() }
+    fn listed(self) -> [u8; LISTED_KEYS] {
+        debug_assert!(self.header().keys_len() == LISTED_KEYS, "keys are listed");
+        // SAFETY: so many bytes lie there, all of them initialised; the caller has seen to it.
+        unsafe { self.part::<[u8; LISTED_KEYS]>(Node::<V>::KEYS).read() }
+    }
+
+    /// The `i`th word of a bitmap, or the ranks, which lie behind.
+    #[inline]
+    fn bitmap_word(self, i: usize) -> [u8; WORD] {
+        debug_assert!(i < BITMAP_BYTES / WORD && self.header().keys_len() == BITMAP_BYTES, "there is a bitmap");
+        // SAFETY: so many words lie there, all of them initialised; the caller has seen to it.
+        unsafe { self.part::<[u8; WORD]>(Node::<V>::KEYS + i * WORD).read() }
     }
 
     /// The place of the child that `key` leads to among the pointers.
     #[inline]
     fn position(self, key: u8) -> Option<usize> {
-        let len = self.len();
-        if len > MAX_LISTED_KEYS {
-            let word = usize::from(key / 64);
-            let bits = u64::from_ne_bytes(self.key_word(word));
-            let bit = 1 << (key % 64);
-            if bits & bit == 0 {
-                return None;
+        match self.header().keys_len() {
+            LISTED_KEYS => place_in(self.listed(), key),
+            0 => None,
+            _ => {
+                let word = usize::from(key / 64);
+                let bits = u64::from_ne_bytes(self.bitmap_word(word));
+                let bit = 1 << (key % 64);
+                if bits & bit == 0 {
+                    return None;
+                }
+                let rank = self.bitmap_word(4)[word];
+                Some(usize::from(rank) + (bits & (bit - 1)).count_ones() as usize)
             }
-            let rank = self.key_word(4)[word];
-            return Some(usize::from(rank) + (bits & (bit - 1)).count_ones() as usize);
         }
-        // Find a zero byte in `word ^ key repeated`: the lowest one found is always exact. Padding can only be found
-        // behind the last key, where `position` refuses it.
-        const ONES: u64 = 0x0101_0101_0101_0101;
-        const HIGHS: u64 = 0x8080_8080_8080_8080;
-        let zeros = |word| {
-            let x = u64::from_le_bytes(word) ^ (ONES * u64::from(key));
-            x.wrapping_sub(ONES) & !x & HIGHS
-        };
-        if len == 0 {
-            return None;
-        }
-        // Without a zero byte, this is 8.
-        let position = zeros(self.key_word(0)).trailing_zeros() as usize / 8;
-        if position < len.min(8) {
-            return Some(position);
-        }
-        if len <= 8 {
-            return None;
-        }
-        let position = 8 + zeros(self.key_word(1)).trailing_zeros() as usize / 8;
-        (position < len).then_some(position)
     }
 
     /// The pointer to the child that `key` leads to. Nodes in the tree have no null pointers.
     #[inline]
     pub(super) fn child(self, key: u8) -> Option<&'g Link<V>> {
         let position = self.position(key)?;
-        let header = self.header();
-        let links = Node::<V>::links_offset(usize::from(header.children), header.label_len as usize);
+        let links = Node::<V>::KEYS + self.header().keys_len();
         // SAFETY: `position` is below the number of children, and so many pointers lie there; see `links`.
         Some(unsafe { self.part::<Link<V>>(links).add(position).as_ref() })
     }
 
     /// The children and the bytes that lead to them, ascending.
     pub(super) fn children(self) -> impl Iterator<Item = (u8, NodeRef<'g, V>)> {
-        let bitmap = self.len() > MAX_LISTED_KEYS;
+        let bitmap = self.len() > LISTED_KEYS;
         let mut key = 0_u16;
         self.links().iter().enumerate().filter_map(move |(i, link)| {
             if bitmap {
-                while u64::from_ne_bytes(self.key_word(usize::from(key / 64))) >> (key % 64) & 1 == 0 {
+                while u64::from_ne_bytes(self.bitmap_word(usize::from(key / 64))) >> (key % 64) & 1 == 0 {
                     key += 1;
                 }
             } else {
-                key = u16::from(self.key_word(i / 8)[i % 8]);
+                key = u16::from(self.listed()[i]);
             }
             let byte = key as u8;
             key += 1;
