@@ -9,9 +9,9 @@
 //!
 //!   0       4        8         12    13     14      16                             16+32  +8
 //!   +-------+--------+---------+-----+------+-------+------------------------------+------+------+------+---------+
-//!   |offset |time    |payload  |tag  |keys, |size   |`Bytes` of the payload,       |origin|ends: |keys, |payload, |
-//!   |- base |- base  |length   |     |flags |in 8 B |unless it is inline           |(Arc),|u16 a |side  |if it is |
-//!   |u32    |i32, ms |u32      |u8   |u8    |u16    |                              |if any|key   |by    |inline   |
+//!   |offset |time    |bytes of |tag  |keys, |size   |`Bytes` of the payload,       |origin|ends: |keys, |payload, |
+//!   |- base |- base  |keys and |     |flags |in 8 B |unless it is inline           |(Arc),|u16 a |side  |if it is |
+//!   |u32    |i32, ms |payload  |u8   |u8    |u16    |                              |if any|key   |by    |inline   |
 //!   +-------+--------+---------+-----+------+-------+------------------------------+------+------+ side +---------+
 //! ```
 //!
@@ -36,7 +36,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use memmap2::MmapMut;
 
-use crate::message::{Message, Offset, Origin, Timestamp};
+use crate::message::{MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES, Message, Offset, Origin, Timestamp};
 use crate::sync::{AtomicU64, AtomicUsize, Ordering};
 
 /// Payloads up to this size stand in the record itself: a copy of so few bytes costs less than a shared handle.
@@ -53,7 +53,7 @@ const KEYS: u8 = 0x3f;
 struct Head {
     offset: u32,
     time: i32,
-    payload_len: u32,
+    counted: u32,
     tag: u8,
     flags: u8,
     size: u16,
@@ -61,10 +61,9 @@ struct Head {
 
 const ALIGN: usize = 8;
 const _: () = assert!(size_of::<Head>() == 16 && align_of::<Bytes>() <= ALIGN && align_of::<Head>() <= ALIGN);
-const _: () = assert!(crate::message::MAX_KEYS <= KEYS as usize);
+const _: () = assert!(MAX_KEYS <= KEYS as usize && MAX_KEYS_BYTES + MAX_PAYLOAD_BYTES <= u32::MAX as usize);
 /// The largest record: all keys, their ends, an inline payload; its size must fit `Head::size`.
-const _: () =
-    assert!(16 + 32 + 8 + 2 * 32 + crate::message::MAX_KEYS_BYTES + INLINE_BYTES + 8 < ALIGN * u16::MAX as usize);
+const _: () = assert!(16 + 32 + 8 + 2 * MAX_KEYS + MAX_KEYS_BYTES + INLINE_BYTES + 8 < ALIGN * u16::MAX as usize);
 
 /// Where a message stands in the order of messages, and in time.
 #[derive(Clone, Copy, Debug)]
@@ -182,10 +181,11 @@ impl BlockPtr {
         let inline = payload.is_none();
         let flags = if inline { INLINE } else { 0 } | if message.origin.is_some() { ORIGIN } else { 0 };
         let ends = &message.keys.ends;
+        let counted = message.keys.bytes.len() + payload.as_ref().unwrap_or(&message.payload).len();
         let head = Head {
             offset: (place.offset.get() - base.offset.get()) as u32, // fits: the base reaches it
             time: place.time.as_millis().wrapping_sub(base.time.as_millis()) as i32, // likewise
-            payload_len: payload.as_ref().unwrap_or(&message.payload).len() as u32, // fits: checked at publish
+            counted: counted as u32,                                 // fits: checked at publish
             tag: message.tag,
             flags: flags | ends.len() as u8,                     // fits: at most MAX_KEYS
             size: (record_size(message, inline) / ALIGN) as u16, // fits: asserted above
@@ -346,8 +346,9 @@ impl Record {
     }
 
     /// What the message counts against limits: its keys and its payload.
+    #[inline]
     pub(crate) fn counted_bytes(&self) -> u64 {
-        self.keys_bytes() as u64 + u64::from(self.head().payload_len)
+        u64::from(self.head().counted)
     }
 
     /// The keys side by side, and where each ends.
@@ -367,9 +368,10 @@ impl Record {
             // SAFETY: without the flag a `Bytes` follows the head. For the lifetime see `keys`.
             return unsafe { &*self.part(size_of::<Head>()).cast::<Bytes>() };
         }
-        let at = self.ends_at() + size_of::<u16>() * self.key_count() + self.keys_bytes();
+        let keys = self.keys_bytes();
+        let at = self.ends_at() + size_of::<u16>() * self.key_count() + keys;
         // SAFETY: with the flag the payload follows the keys.
-        unsafe { slice::from_raw_parts(self.part(at), head.payload_len as usize) }
+        unsafe { slice::from_raw_parts(self.part(at), head.counted as usize - keys) }
     }
 
     pub(crate) fn payload_bytes(&self) -> Bytes {

@@ -16,7 +16,7 @@ pub const MAX_KEYS: usize = 32;
 pub const MAX_KEYS_BYTES: usize = u16::MAX as usize;
 
 /// The largest payload, in bytes.
-pub const MAX_PAYLOAD_BYTES: usize = u32::MAX as usize;
+pub const MAX_PAYLOAD_BYTES: usize = u32::MAX as usize - MAX_KEYS_BYTES;
 
 /// The place of a message in the broker's order: given at publish, strictly increasing, starting at 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -144,12 +144,7 @@ impl Keys {
     }
 
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> + Clone {
-        let mut start = 0;
-        self.ends.iter().map(move |&end| {
-            let key = self.bytes.get(start..end as usize).unwrap_or_default();
-            start = end as usize;
-            key
-        })
+        KeyIter::of(self)
     }
 }
 
@@ -170,7 +165,6 @@ pub(crate) struct KeyIter<'a> {
 #[derive(Clone)]
 enum Ends<'a> {
     Record(std::slice::Iter<'a, u16>),
-    #[cfg(feature = "journal")]
     Owned(std::slice::Iter<'a, u32>),
 }
 
@@ -179,7 +173,6 @@ impl<'a> KeyIter<'a> {
         KeyIter { bytes, start: 0, ends: Ends::Record(ends.iter()) }
     }
 
-    #[cfg(feature = "journal")]
     pub(crate) fn of(keys: &'a Keys) -> Self {
         KeyIter { bytes: &keys.bytes, start: 0, ends: Ends::Owned(keys.ends.iter()) }
     }
@@ -192,7 +185,6 @@ impl<'a> Iterator for KeyIter<'a> {
     fn next(&mut self) -> Option<&'a [u8]> {
         let end = match &mut self.ends {
             Ends::Record(ends) => usize::from(*ends.next()?),
-            #[cfg(feature = "journal")]
             Ends::Owned(ends) => *ends.next()? as usize,
         };
         let key = self.bytes.get(self.start..end).unwrap_or_default();
@@ -203,7 +195,6 @@ impl<'a> Iterator for KeyIter<'a> {
     fn size_hint(&self) -> (usize, Option<usize>) {
         let left = match &self.ends {
             Ends::Record(ends) => ends.len(),
-            #[cfg(feature = "journal")]
             Ends::Owned(ends) => ends.len(),
         };
         (left, Some(left))
@@ -211,6 +202,36 @@ impl<'a> Iterator for KeyIter<'a> {
 }
 
 impl ExactSizeIterator for KeyIter<'_> {}
+
+/// The keys that matched.
+#[derive(Clone)]
+pub(crate) struct MatchedKeys<'a> {
+    keys: KeyIter<'a>,
+    /// Bit i for the i-th of those that are left.
+    matched: u32,
+}
+
+impl<'a> MatchedKeys<'a> {
+    pub(crate) fn new(keys: KeyIter<'a>, matched: u32) -> Self {
+        MatchedKeys { keys, matched }
+    }
+}
+
+impl<'a> Iterator for MatchedKeys<'a> {
+    type Item = &'a [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        loop {
+            let key = self.keys.next()?;
+            let is_matched = self.matched & 1 == 1;
+            self.matched >>= 1;
+            if is_matched {
+                return Some(key);
+            }
+        }
+    }
+}
 
 /// A message to publish: one or more keys in order, one payload.
 ///
@@ -372,8 +393,7 @@ impl Received {
 
     /// The keys that matched this subscription, in order; at least one.
     pub fn matched_keys(&self) -> impl Iterator<Item = &[u8]> + Clone {
-        let matched = self.matched;
-        self.keys.iter().enumerate().filter(move |(i, _)| matched >> i & 1 == 1).map(|(_, key)| key)
+        MatchedKeys::new(KeyIter::of(&self.keys), self.matched)
     }
 
     /// The payload.

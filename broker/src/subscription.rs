@@ -14,7 +14,7 @@ use crate::group::Change;
 use crate::journal::{Filled, Spill};
 use crate::lane::ALL_KEYS;
 use crate::member::{Cursor, Item, Member, Taken};
-use crate::message::{Delivery, EventId, KeyIter, Keys, Offset, Origin, Received, Timestamp};
+use crate::message::{Delivery, EventId, KeyIter, Keys, MatchedKeys, Offset, Origin, Received, Timestamp};
 use crate::options::BatchLimit;
 use crate::publish::{Shared, tell_waiters};
 use crate::stats::SubscriptionStats;
@@ -400,9 +400,35 @@ impl Drop for Batch<'_> {
 struct Deliveries<'a> {
     subscription: &'a Subscription,
     items: std::slice::Iter<'a, Item>,
-    /// The next record of the run that it is in, which of its keys matched, and how many records are left; not 0.
-    run: Option<(Record, u32, u32)>,
+    /// What is left of the run that it is in.
+    run: Option<RunLeft>,
     left: usize,
+}
+
+/// Records that follow one another, at least one.
+#[derive(Clone, Copy)]
+struct RunLeft {
+    next: Record,
+    /// Which of their keys matched.
+    mask: u32,
+    count: u32,
+}
+
+impl<'a> Deliveries<'a> {
+    /// What begins with the next item, where that isn't a run.
+    fn begin(&mut self) -> Option<Delivery<MessageRef<'a>>> {
+        match *self.items.next()? {
+            Item::Run(next, mask, count) => {
+                self.run = Some(RunLeft { next, mask, count });
+                None
+            }
+            Item::Gap(gap) => Some(Delivery::Gap(gap)),
+            #[cfg(feature = "journal")]
+            Item::Stored(i) => {
+                Some(Delivery::Message(MessageRef { source: Source::Stored(&self.subscription.taken.stored[i]) }))
+            }
+        }
+    }
 }
 
 impl<'a> Iterator for Deliveries<'a> {
@@ -410,28 +436,39 @@ impl<'a> Iterator for Deliveries<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<Delivery<MessageRef<'a>>> {
-        let (record, mask, count) = match self.run.take() {
-            Some(run) => run,
-            None => match *self.items.next()? {
-                Item::Run(record, mask, count) => (record, mask, count),
-                Item::Gap(gap) => {
-                    self.left -= 1;
-                    return Some(Delivery::Gap(gap));
-                }
-                #[cfg(feature = "journal")]
-                Item::Stored(i) => {
-                    self.left -= 1;
-                    return Some(Delivery::Message(MessageRef {
-                        source: Source::Stored(&self.subscription.taken.stored[i]),
-                    }));
-                }
-            },
-        };
-        if count > 1 {
-            self.run = Some((Record { at: record.next(), ..record }, mask, count - 1));
+        if self.run.is_none()
+            && let Some(other) = self.begin()
+        {
+            self.left -= 1;
+            return Some(other);
+        }
+        let run = self.run.as_mut()?;
+        let delivery = self.subscription.message(run.next, run.mask);
+        run.next.at = run.next.next();
+        run.count -= 1;
+        if run.count == 0 {
+            self.run = None;
         }
         self.left -= 1;
-        Some(Delivery::Message(self.subscription.message(record, mask)))
+        Some(Delivery::Message(delivery))
+    }
+
+    #[inline]
+    fn fold<B, F: FnMut(B, Delivery<MessageRef<'a>>) -> B>(mut self, init: B, mut f: F) -> B {
+        let mut folded = init;
+        loop {
+            if let Some(RunLeft { mut next, mask, count }) = self.run.take() {
+                for _ in 0..count {
+                    folded = f(folded, Delivery::Message(self.subscription.message(next, mask)));
+                    next.at = next.next();
+                }
+            }
+            match self.begin() {
+                Some(other) => folded = f(folded, other),
+                None if self.run.is_none() => return folded,
+                None => {}
+            }
+        }
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -508,13 +545,12 @@ impl<'a> MessageRef<'a> {
 
     /// All its keys, in order.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone + use<'a> {
-        from_source!(self, record => KeyIter::of_record(record.keys::<'a>()), stored => KeyIter::of(&stored.keys))
+        self.key_iter()
     }
 
     /// The keys that matched this subscription, in order; at least one.
     pub fn matched_keys(&self) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
-        let mask = self.mask();
-        self.keys().enumerate().filter(move |(i, _)| mask >> i & 1 == 1).map(|(_, key)| key)
+        MatchedKeys::new(self.key_iter(), self.mask())
     }
 
     /// The payload.
@@ -546,6 +582,10 @@ impl<'a> MessageRef<'a> {
             payload: self.payload_bytes(),
             origin: from_source!(self, record => record.origin().cloned(), stored => stored.origin.clone()),
         }
+    }
+
+    fn key_iter(&self) -> KeyIter<'a> {
+        from_source!(self, record => KeyIter::of_record(record.keys::<'a>()), stored => KeyIter::of(&stored.keys))
     }
 
     /// Which keys matched: bit i for key i.
