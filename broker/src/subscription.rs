@@ -119,6 +119,9 @@ impl Subscription {
 
     /// What [`recv_batch`](Subscription::recv_batch) yields, blocking this thread until it is there.
     pub fn recv_batch_blocking(&mut self, limit: BatchLimit) -> Option<Batch<'_>> {
+        if self.drained {
+            self.thread.let_gather();
+        }
         loop {
             match self.fill(limit) {
                 Ok(()) => return Some(Batch { subscription: self }),
