@@ -99,6 +99,9 @@ impl Subscription {
     /// Waits for something to be queued, then takes as much as there is within `limit`. `None` when the subscription has
     /// ended and everything was read. Cancelling loses nothing.
     pub async fn recv_batch(&mut self, limit: BatchLimit) -> Option<Batch<'_>> {
+        if self.drained {
+            self.task.let_gather();
+        }
         loop {
             match self.fill(limit) {
                 Ok(()) => return Some(Batch { subscription: self }),

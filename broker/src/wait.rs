@@ -8,7 +8,7 @@
 //!
 //! A reader that is faster than its publisher takes each message as soon as it is there, and with it the lines that the publisher is
 //! writing to: both wait for these more than they work. So after a small batch that was all there was, and that it didn't have to sleep
-//! for, a thread lets messages gather for as long as a few of them take to be published. Who sleeps between messages never does.
+//! for, it lets messages gather for as long as a few of them take to be published. Who sleeps between messages never does.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
@@ -22,7 +22,7 @@ const BUSY_MESSAGES: usize = 16;
 /// A sleep that is over sooner costs more than looking would have.
 const SHORT_SLEEP: Duration = Duration::from_micros(10);
 
-/// Spins of a thread that lets messages gather: half a microsecond, about. With 8 it was no help, with 64 none beyond that of 32.
+/// Spins of a reader that lets messages gather: half a microsecond, about. With 8 it was no help, with 64 none beyond that of 32.
 const GATHER_SPINS: u32 = 32;
 
 /// Looks of a thread before it sleeps, and turns of a task before it waits to be woken.
@@ -61,7 +61,7 @@ impl Patience {
         self.chases = slept.is_none() && count < BUSY_MESSAGES;
     }
 
-    /// Lets messages gather, where they come one by one faster than a thread could sleep between them. For who has read all.
+    /// Lets messages gather, where they come one by one faster than a reader could sleep between them. For who has read all.
     pub(crate) fn let_gather(&self) {
         if self.chases && !cfg!(hookbus_loom) {
             (0..GATHER_SPINS).for_each(|_| spin_loop());
