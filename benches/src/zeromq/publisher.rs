@@ -13,8 +13,10 @@ use hookbus_bridges::zeromq::{Publisher, PublisherOptions};
 use hookbus_broker::{Broker, Message};
 use nix::time::{ClockId, clock_gettime};
 use tokio::runtime::Builder;
+use tokio::task::yield_now;
+use tokio::time::sleep;
 use zeromq::{PubSocket, Socket, SocketSend, ZmqMessage};
-use zmq::{Context, SNDMORE, SocketType};
+use zmq::{Context, SNDMORE, Socket as ZmqSocket, SocketType};
 
 use super::{ALONE, CRATE, KEY, LIBZMQ, OURS, POOL, PROBE, Published, stamp};
 use crate::hm::now_ns;
@@ -119,6 +121,29 @@ impl Meter {
     }
 }
 
+/// What is told to publish.
+trait Contender {
+    /// Publishes a message without a payload that shows who is there.
+    async fn probe(&mut self) -> io::Result<()>;
+
+    /// Publishes so many messages, with payloads from the pool in turn, and loses none of them.
+    async fn publish(&mut self, pool: &[Bytes], count: usize) -> io::Result<()>;
+}
+
+/// Sends probes, publishes, and waits, as it is told.
+async fn follow(control: &Control, mut who: impl Contender, pool: &[Bytes], count: usize) -> io::Result<Published> {
+    while control.is_before(Stage::Publishing) {
+        who.probe().await?;
+        sleep(BETWEEN_PROBES).await;
+    }
+    let meter = Meter::start()?;
+    who.publish(pool, count).await?;
+    while control.is_before(Stage::Stopped) {
+        sleep(BETWEEN_PROBES).await;
+    }
+    meter.read()
+}
+
 fn ours(
     control: &Control,
     count: usize,
@@ -126,39 +151,52 @@ fn ours(
     say: &mut dyn FnMut(&str) -> bool,
 ) -> io::Result<Published> {
     let pool = pool(payload_bytes);
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    Builder::new_current_thread().enable_all().build()?.block_on(async {
         let broker = Broker::default();
         let endpoint = "tcp://127.0.0.1:0".parse().map_err(io::Error::other)?;
         let publisher = Publisher::bind(broker.clone(), PublisherOptions::new(endpoint).hwm(HWM).hwm_bytes(0))?;
         say(&publisher.local_endpoint().to_string());
-        let message = |key: &'static [u8], payload: Bytes| Message::new(key, payload).with_tag(PAYLOAD_BASE64);
-        while control.is_before(Stage::Publishing) {
-            broker.publish_now(message(PROBE, Bytes::new())).map_err(io::Error::other)?;
-            tokio::time::sleep(BETWEEN_PROBES).await;
-        }
-        let meter = Meter::start()?;
+        follow(control, Ours { broker, publisher }, &pool, count).await
+    })
+}
+
+struct Ours {
+    broker: Broker,
+    publisher: Publisher,
+}
+
+impl Ours {
+    fn message(key: &'static [u8], payload: Bytes) -> Message {
+        Message::new(key, payload).with_tag(PAYLOAD_BASE64)
+    }
+
+    /// Whether anybody has too much queued. Whoever asked to be told of what is dropped is not waited for.
+    fn is_full(&self) -> bool {
+        self.publisher.peers().iter().any(|peer| peer.filters < 2 && peer.subscription.queued > MARK)
+    }
+}
+
+impl Contender for Ours {
+    async fn probe(&mut self) -> io::Result<()> {
+        self.broker.publish_now(Self::message(PROBE, Bytes::new())).map(drop).map_err(io::Error::other)
+    }
+
+    async fn publish(&mut self, pool: &[Bytes], count: usize) -> io::Result<()> {
         let mut batch = VecDeque::with_capacity(BATCH);
         let mut payloads = (0..count).map(|n| pool[n % POOL].clone());
         loop {
-            batch.extend(payloads.by_ref().take(BATCH).map(|payload| message(&KEY, payload)));
+            batch.extend(payloads.by_ref().take(BATCH).map(|payload| Self::message(&KEY, payload)));
             if batch.is_empty() {
-                break;
+                return Ok(());
             }
-            broker.publish_batch_now(&mut batch).map_err(io::Error::other)?;
+            self.broker.publish_batch_now(&mut batch).map_err(io::Error::other)?;
             // The peers are tasks of this thread.
-            tokio::task::yield_now().await;
-            // Whoever asked to be told of what is dropped is not waited for.
-            let is_full = || publisher.peers().iter().any(|peer| peer.filters < 2 && peer.subscription.queued > MARK);
-            while is_full() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
+            yield_now().await;
+            while self.is_full() {
+                sleep(Duration::from_millis(1)).await;
             }
         }
-        while control.is_before(Stage::Stopped) {
-            tokio::time::sleep(BETWEEN_PROBES).await;
-        }
-        meter.read()
-    })
+    }
 }
 
 fn libzmq(
@@ -174,20 +212,25 @@ fn libzmq(
     publisher.bind("tcp://127.0.0.1:*")?;
     let endpoint = publisher.get_last_endpoint()?.map_err(|_| io::Error::other("an endpoint that is no text"))?;
     say(&endpoint);
-    while control.is_before(Stage::Publishing) {
-        publisher.send(PROBE, SNDMORE)?;
-        publisher.send(&[][..], 0)?;
-        thread::sleep(BETWEEN_PROBES);
+    Builder::new_current_thread().enable_time().build()?.block_on(follow(control, Libzmq(publisher), &pool, count))
+}
+
+/// It sends in a thread of its own, and makes this one wait.
+struct Libzmq(ZmqSocket);
+
+impl Contender for Libzmq {
+    async fn probe(&mut self) -> io::Result<()> {
+        self.0.send(PROBE, SNDMORE)?;
+        Ok(self.0.send(&[][..], 0)?)
     }
-    let meter = Meter::start()?;
-    for n in 0..count {
-        publisher.send(&KEY[..], SNDMORE)?;
-        publisher.send(&pool[n % POOL][..], 0)?;
+
+    async fn publish(&mut self, pool: &[Bytes], count: usize) -> io::Result<()> {
+        for n in 0..count {
+            self.0.send(&KEY[..], SNDMORE)?;
+            self.0.send(&pool[n % POOL][..], 0)?;
+        }
+        Ok(())
     }
-    while control.is_before(Stage::Stopped) {
-        thread::sleep(BETWEEN_PROBES);
-    }
-    meter.read()
 }
 
 fn zeromq_crate(
@@ -198,29 +241,36 @@ fn zeromq_crate(
 ) -> io::Result<Published> {
     let pool = pool(payload_bytes);
     let runtime = Builder::new_multi_thread().worker_threads(machine::cores()).enable_all().build()?;
-    let message = |key: &'static [u8], payload: Bytes| {
-        let mut message = ZmqMessage::from(Bytes::from_static(key));
-        message.push_back(payload);
-        message
-    };
     runtime.block_on(async {
         let mut publisher = PubSocket::new();
         let endpoint = publisher.bind("tcp://127.0.0.1:0").await.map_err(io::Error::other)?;
         say(&endpoint.to_string());
-        while control.is_before(Stage::Publishing) {
-            publisher.send(message(PROBE, Bytes::new())).await.map_err(io::Error::other)?;
-            tokio::time::sleep(BETWEEN_PROBES).await;
-        }
-        let meter = Meter::start()?;
+        follow(control, Crate(publisher), &pool, count).await
+    })
+}
+
+struct Crate(PubSocket);
+
+impl Crate {
+    async fn send(&mut self, key: &'static [u8], payload: Bytes) -> io::Result<()> {
+        let mut message = ZmqMessage::from(Bytes::from_static(key));
+        message.push_back(payload);
+        self.0.send(message).await.map_err(io::Error::other)
+    }
+}
+
+impl Contender for Crate {
+    async fn probe(&mut self) -> io::Result<()> {
+        self.send(PROBE, Bytes::new()).await
+    }
+
+    async fn publish(&mut self, pool: &[Bytes], count: usize) -> io::Result<()> {
         for n in 0..count {
-            publisher.send(message(&KEY, pool[n % POOL].clone())).await.map_err(io::Error::other)?;
+            self.send(&KEY, pool[n % POOL].clone()).await?;
             if n % BATCH == BATCH - 1 {
-                tokio::task::yield_now().await;
+                yield_now().await;
             }
         }
-        while control.is_before(Stage::Stopped) {
-            tokio::time::sleep(BETWEEN_PROBES).await;
-        }
-        meter.read()
-    })
+        Ok(())
+    }
 }
