@@ -6,6 +6,7 @@ use std::process::Output;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use hookbus_tests::{Home, fixtures, wait_until};
+use rustix::process::Signal;
 use serde_json::Value;
 
 fn out(output: &Output) -> String {
@@ -221,6 +222,27 @@ fn hooks_are_changed_and_stay_so() {
     assert_eq!(run(&["log", "--until", "1h"]), "");
     // The id of a hook that was deleted is not given again.
     assert_eq!(run(&["create", &hook("fifth")]), "ID: 4\n");
+    daemon.stop();
+}
+
+/// Whoever looks at the hooks sees which files are none, until they are put right.
+#[test]
+fn files_that_are_not_loaded_are_listed_with_the_reason() {
+    let home = Home::default();
+    home.hook("good", "NAME = good\nTYPE = event\nPREFIX = \"app \"\nCOMMAND = /bin/true\n");
+    home.hook("broken", "NAME = broken\nTYPE = event\nCOMMAND /bin/true\n");
+    let daemon = home.serve();
+    home.logged("hooks: 1 loaded from");
+    let reason = "broken.tmpl:3:9: expected `=`";
+    let listed = home.run(&["hook", "list"]);
+    assert!(out(&listed).contains("good") && told(&listed).contains(reason), "{listed:?}");
+    let status = out(&home.run(&["status"]));
+    assert!(status.contains(reason) && status.contains("; it is not loaded"), "{status}");
+    home.hook("broken", "NAME = broken\nTYPE = event\nPREFIX = \"app \"\nCOMMAND = /bin/true\n");
+    daemon.program.signal(Signal::HUP);
+    home.logged("hooks: 2 loaded from");
+    let listed = home.run(&["hook", "list"]);
+    assert!(out(&listed).contains("broken") && told(&listed).is_empty(), "{listed:?}");
     daemon.stop();
 }
 

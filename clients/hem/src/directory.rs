@@ -4,7 +4,7 @@
 //! begin with a dot are passed over (editors leave such files behind). What can't be read or isn't a hook is told as a [`Problem`] and
 //! costs no other hook. Where two files have the same NAME, the first counts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -27,9 +27,14 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// How many problems cost a hook, or the directory.
-    pub fn errors(&self) -> usize {
-        self.problems.iter().filter(|problem| problem.severity == Severity::Error).count()
+    /// The problems that cost a hook, or the directory; a file may have several.
+    pub fn errors(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.iter().filter(|problem| problem.severity == Severity::Error)
+    }
+
+    /// How many files gave no hook.
+    pub fn not_loaded(&self) -> usize {
+        self.errors().map(|problem| &problem.path).collect::<BTreeSet<_>>().len()
     }
 }
 
@@ -158,7 +163,10 @@ mod tests {
         for (problem, expected) in problems.iter().zip(expected) {
             assert!(problem.starts_with(expected), "{problem}");
         }
-        assert_eq!(load(directory.path()).errors(), expected.len());
+        assert_eq!(load(directory.path()).not_loaded(), expected.len());
+        write("b.tmpl", b"NAME = b\nTYPE = api\n");
+        let loaded = load(directory.path());
+        assert_eq!((loaded.errors().count(), loaded.not_loaded()), (expected.len() + 1, expected.len()), "{loaded:#?}");
     }
 
     #[test]

@@ -234,6 +234,8 @@ fn hooks(hooks: &Value, text: &mut String) {
     if all.is_empty() && trouble.is_none() && dir.is_none() {
         return;
     }
+    const MOST_SHOWN: usize = 5;
+    let not_loaded = list(&hooks["not_loaded"]);
     let of_files = all.iter().filter(|hook| !hook["file"].is_null()).count();
     let from = match dir {
         Some(dir) => format!("{of_files} from {dir}, {} from the store", all.len() - of_files),
@@ -243,6 +245,13 @@ fn hooks(hooks: &Value, text: &mut String) {
     let _ = writeln!(text, "{DIM}{:<10}{DIM:#}{}: {from}; {running} of {concurrency} running", "hooks", all.len());
     if let Some(trouble) = trouble {
         let _ = writeln!(text, "{BAD}{trouble}{BAD:#}");
+    }
+    for problem in not_loaded.iter().take(MOST_SHOWN) {
+        let _ = writeln!(text, "{BAD}{}; it is not loaded{BAD:#}", string(problem));
+    }
+    if not_loaded.len() > MOST_SHOWN {
+        let _ =
+            writeln!(text, "{BAD}and {} more; `hookbus hook list` shows them{BAD:#}", not_loaded.len() - MOST_SHOWN);
     }
     if hooks["leads"] == false {
         let _ = writeln!(text, "{SLOW}no hook runs here: run_if says no{SLOW:#}");

@@ -200,6 +200,9 @@ pub(crate) fn run(global: &GlobalArgs, command: HookCommand) -> ExitCode {
             if let Some(why) = answer["trouble"].as_str() {
                 warn(&format!("there is no store of hooks: {why}"));
             }
+            for problem in list(&answer["not_loaded"]) {
+                warn(&format!("{}; it is not loaded", string(problem)));
+            }
             let columns = Columns { columns, header: !no_header, csv };
             show(form, || xml::pool(&answer), || table::hooks(&answer, &columns))
         }),

@@ -36,7 +36,7 @@ use hookbus_broker::{Broker, Message};
 use hookbus_hem::store::{HookId, HookKey, Retry, RetryId, Store, StoreOptions, StoredHook};
 use hookbus_hem::template::Template;
 use hookbus_hem::{
-    Executor, ExecutorOptions, ExecutorStatus, Hook, HookSet, Origin, Problem, Resume, RunId, RunIf, Severity,
+    Executor, ExecutorOptions, ExecutorStatus, Hook, HookSet, Loaded, Origin, Problem, Resume, RunId, RunIf, Severity,
 };
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -66,10 +66,15 @@ pub(crate) struct Hooks {
     changing: tokio::sync::Mutex<()>,
 }
 
+/// So many reasons why files are not loaded are kept for listings; all of them are in the log.
+const MOST_REASONS: usize = 100;
+
 /// The hooks, by where they come from.
 #[derive(Default)]
 struct Sources {
     files: Vec<Hook>,
+    /// Why others of the directory are not loaded.
+    not_loaded: Vec<String>,
     stored: BTreeMap<u64, Hook>,
 }
 
@@ -81,6 +86,14 @@ impl Sources {
 
     fn named(&self, name: &str) -> Option<&Hook> {
         self.stored.values().chain(&self.files).find(|hook| hook.name == name)
+    }
+
+    /// Takes over what was read of the directory. Where that could not be read, the hooks stay.
+    fn take(&mut self, loaded: Loaded) {
+        self.not_loaded = loaded.errors().take(MOST_REASONS).map(Problem::to_string).collect();
+        if !loaded.unreadable {
+            self.files = loaded.hooks;
+        }
     }
 
     fn tell_names_that_are_taken(&self) {
@@ -105,10 +118,9 @@ impl Hooks {
         verdicts: Arc<Verdicts>,
     ) -> Option<Self> {
         let store = open(config, state_dir);
-        let sources = Sources {
-            files: config.dir.as_deref().and_then(read_files).unwrap_or_default(),
-            stored: store.as_ref().ok().and_then(read_store).unwrap_or_default(),
-        };
+        let mut sources =
+            Sources { stored: store.as_ref().ok().and_then(read_store).unwrap_or_default(), ..Sources::default() };
+        sources.take(config.dir.as_deref().map(read_files).unwrap_or_default());
         sources.tell_names_that_are_taken();
         let mut options = ExecutorOptions::default();
         options.base_path.clone_from(&config.base_path);
@@ -152,12 +164,14 @@ impl Hooks {
             tracing::info!("hooks: there is no [hooks] dir to be read again");
             return;
         };
-        let Some(files) = read_files(dir) else {
+        let loaded = read_files(dir);
+        let unreadable = loaded.unreadable;
+        let mut sources = self.sources.lock();
+        sources.take(loaded);
+        if unreadable {
             tracing::error!("hooks: {} cannot be read now; the hooks stay as they are", dir.display());
             return;
-        };
-        let mut sources = self.sources.lock();
-        sources.files = files;
+        }
         sources.tell_names_that_are_taken();
         self.executor.replace(sources.set());
     }
@@ -226,10 +240,16 @@ impl Hooks {
         Ok(done)
     }
 
+    /// Why files of the directory are not loaded.
+    fn not_loaded(&self) -> Vec<String> {
+        self.sources.lock().not_loaded.clone()
+    }
+
     /// For listings.
     pub(crate) fn status(&self) -> Value {
         let status: ExecutorStatus = self.executor.status();
         let mut value = serde_json::to_value(&status).unwrap_or_default();
+        value["not_loaded"] = self.not_loaded().into();
         value["dir"] = self.dir.as_ref().map(|dir| dir.to_string_lossy()).into();
         value["store"] = match &self.store {
             Ok(store) => {
@@ -313,9 +333,8 @@ fn resume(store: &Store, executor: &Executor, sources: &Sources) {
     }
 }
 
-/// The hooks of a directory that are right; nothing where it can't be read. What is wrong is told; one broken template is no
-/// reason to do without the others.
-fn read_files(dir: &Path) -> Option<Vec<Hook>> {
+/// The hooks of a directory that are right. What is wrong is told; one broken template is no reason to do without the others.
+fn read_files(dir: &Path) -> Loaded {
     let loaded = hookbus_hem::load(dir);
     for problem in &loaded.problems {
         match problem.severity {
@@ -324,11 +343,10 @@ fn read_files(dir: &Path) -> Option<Vec<Hook>> {
             Severity::Warning => tracing::warn!("hook: {problem}"),
         }
     }
-    if loaded.unreadable {
-        return None;
+    if !loaded.unreadable {
+        tracing::info!("hooks: {} loaded from {}, {} not", loaded.hooks.len(), dir.display(), loaded.not_loaded());
     }
-    tracing::info!("hooks: {} loaded from {}, {} not", loaded.hooks.len(), dir.display(), loaded.errors());
-    Some(loaded.hooks)
+    loaded
 }
 
 /// The hooks of the store that can be run; nothing where it can't be read.

@@ -142,7 +142,7 @@ async fn list(Shared(state): Shared<Arc<State>>) -> Answer {
         view
     };
     all.extend(blocking(move || files.iter().map(of_file).collect::<Vec<_>>()).await?);
-    Ok(Json(json!({ "hooks": all, "trouble": hooks.store.as_ref().err() })))
+    Ok(Json(json!({ "hooks": all, "not_loaded": hooks.not_loaded(), "trouble": hooks.store.as_ref().err() })))
 }
 
 /// How a hook is created.
