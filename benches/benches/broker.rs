@@ -16,11 +16,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use hookbus_broker::{BatchLimit, Broker, Message, Overflow, SubscribeOptions, Subscription};
+use hookbus_broker::{BatchLimit, Broker, Journal, JournalOptions, Message, Overflow, SubscribeOptions, Subscription};
 
 /// How many messages are published between two looks at the clock: few enough to stay in the second-level cache.
 const RUN: u64 = 512;
 const HWM: usize = 1024;
+/// What the journal keeps.
+const JOURNAL_BYTES: u64 = 256 << 20;
 
 /// Whether this is a measurement, rather than a test that the benchmarks still work.
 fn measuring() -> bool {
@@ -289,6 +291,38 @@ fn policies(c: &mut Criterion) {
         b.iter(|| broker.publish_now(names.message(0..1000, &payload)).expect("the broker is open"));
     });
     drop(subscriptions);
+
+    // What spills is in the journal anyway, so the first of these is what the second is to be compared with.
+    const BATCH: u64 = 64;
+    for (name, count) in [("journal, in batches of 64", 0), ("spill, in batches of 64", 1)] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let broker = Broker::default();
+        let options = JournalOptions::new(dir.path().join("journal")).max_bytes(JOURNAL_BYTES);
+        broker.attach_journal(Journal::open(options).expect("a journal")).expect("it has none");
+        let subscriptions = subscribe_all(&broker, count, Overflow::Spill);
+        let (mut names, payload) = (Names::new(), crate::payload());
+        let mut batch = VecDeque::with_capacity(BATCH as usize);
+        let mut publish = || {
+            let start = Instant::now();
+            batch.extend((0..BATCH).map(|_| names.message(0..1000, &payload)));
+            broker.publish_batch_blocking(&mut batch).expect("the broker is open");
+            start.elapsed()
+        };
+        for _ in 0..HWM as u64 / BATCH {
+            publish();
+        }
+        group.bench_function(name, |b| {
+            b.iter_custom(|iterations| {
+                let messages = iterations.next_multiple_of(BATCH);
+                timed(messages, BATCH, &mut [], &mut publish).mul_f64(iterations as f64 / messages as f64)
+            });
+        });
+        for subscription in &subscriptions {
+            let stats = subscription.handle().stats().expect("it lives");
+            assert_eq!((stats.dropped, stats.delivered), (0, 0), "what doesn't fit in is read from the journal later");
+            assert!(stats.queued >= HWM as u64, "it was full");
+        }
+    }
 
     // A subscription can be disconnected only once, so each run makes some of them, full, and one publish ends them all.
     const AT_ONCE: usize = 64;
