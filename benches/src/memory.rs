@@ -82,10 +82,12 @@ fn in_a_process(arguments: &[&str]) -> Result<f64, MemoryError> {
     }
 }
 
-/// The resident memory of this process, in bytes.
+/// The resident memory of this process that is its own, in bytes: without the pages of its program, which come and go as they please.
 fn resident() -> f64 {
     let pages = fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    pages.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or(0.0) * 4096.0
+    let mut pages = pages.split(' ').skip(1).map(|n| n.parse().unwrap_or(0.0));
+    let (resident, shared) = (pages.next().unwrap_or(0.0), pages.next().unwrap_or(0.0));
+    (resident - shared) * 4096.0
 }
 
 /// Publishes so many times; what the process has grown by for each, in bytes.
@@ -122,7 +124,7 @@ pub fn of(who: &str, subscribers: usize, payload_bytes: usize, messages: usize) 
             };
             // In these windows the broker finds out that the subscription is a sparse one.
             (0..100).for_each(|_| publish());
-            growth(messages / 50, publish)
+            growth(messages / 10, publish)
         }
         "crossbeam, a channel each" => {
             let channels: Vec<_> = (0..subscribers).map(|_| crossbeam_channel::unbounded()).collect();
