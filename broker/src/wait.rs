@@ -61,9 +61,10 @@ impl Patience {
         self.chases = slept.is_none() && count < BUSY_MESSAGES;
     }
 
-    /// Lets messages gather, where they come one by one faster than a reader could sleep between them. For who has read all.
-    pub(crate) fn let_gather(&self) {
-        if self.chases && !cfg!(hookbus_loom) {
+    /// Lets messages gather, where they come one by one faster than a reader could sleep between them. For who has read all; once for
+    /// each batch, however often a task is polled until there is another.
+    pub(crate) fn let_gather(&mut self) {
+        if std::mem::take(&mut self.chases) && !cfg!(hookbus_loom) {
             (0..GATHER_SPINS).for_each(|_| spin_loop());
         }
     }
