@@ -107,6 +107,13 @@ fn consumes(kind: Kind, interpreter: impl Fn() -> Command, file: &str) {
     }
     expected.extend(["VM 1 is STOPPED".to_owned(), "VM 2 is STOPPED".to_owned()]);
     consumer.until_lines(expected.len());
+    if kind == Kind::Mqtt {
+        // It acknowledges what it has printed, a moment later; SIGTERM in between would have the last come again.
+        wait_until("the last acknowledgement", || match server.log() {
+            log if is_acknowledged(&log) == Some(true) => Ok(()),
+            log => Err(log),
+        });
+    }
     assert_eq!(consumer.end(), expected);
 
     hm.feed(&events::vm(4242, "ACTIVE", "RUNNING", "").line);
@@ -119,6 +126,13 @@ fn consumes(kind: Kind, interpreter: impl Fn() -> Command, file: &str) {
     );
     hm.finalize();
     serve.stop();
+}
+
+/// Whether Mosquitto has an acknowledgement for the last message that it has sent.
+fn is_acknowledged(log: &str) -> Option<bool> {
+    let (_, last) = log.rsplit_once("Sending PUBLISH to vm-states (")?;
+    let id = last.split(", m").nth(1)?.split(',').next()?;
+    Some(last.contains(&format!("Received PUBACK from vm-states (Mid: {id},")))
 }
 
 /// It prints what the recording says.
