@@ -144,7 +144,12 @@ impl Keys {
     }
 
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> + Clone {
-        KeyIter::of(self)
+        let mut start = 0;
+        self.ends.iter().map(move |&end| {
+            let key = self.bytes.get(start..end as usize).unwrap_or_default();
+            start = end as usize;
+            key
+        })
     }
 }
 
