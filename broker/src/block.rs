@@ -225,6 +225,11 @@ impl BlockPtr {
         block.refs.fetch_sub(BIAS - given, Ordering::AcqRel) == BIAS - given
     }
 
+    /// Whether all of the `given` deliveries of an open block were given back.
+    pub(crate) fn is_given_back(self, given: u64) -> bool {
+        self.header().refs.load(Ordering::Acquire) == BIAS - given
+    }
+
     /// Gives back `count` deliveries; returns whether these were the last, so that the caller has to free the block.
     pub(crate) fn release(self, count: u64) -> bool {
         self.header().refs.fetch_sub(count, Ordering::AcqRel) == count

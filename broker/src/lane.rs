@@ -24,6 +24,7 @@ use crossbeam_utils::CachePadded;
 use crate::block::BlockPtr;
 use crate::member::Member;
 use crate::message::Offset;
+use crate::publish::OwnBlock;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering};
 
 /// A value that only the holder of the publish lock touches.
@@ -156,6 +157,10 @@ pub(crate) struct Feed {
     pub(crate) window: u64,
     pub(crate) window_tail: u64,
     pub(crate) window_bytes: u64,
+    /// The block of its own that it is given, where it is a sparse one that is behind.
+    pub(crate) own: Option<OwnBlock>,
+    /// How many entries there were when the last was added.
+    pub(crate) entries: usize,
     /// The batch of publishes in which it was last touched.
     pub(crate) touched: u64,
     /// Whether its prefixes match every message.
@@ -215,6 +220,8 @@ impl Lane {
                 window: 0,
                 window_tail: tail,
                 window_bytes: bytes,
+                own: None,
+                entries: 0,
                 touched: 0,
                 match_all,
             })),
@@ -230,7 +237,10 @@ impl Lane {
     pub(crate) fn push(&self, feed: &mut Feed, block: BlockPtr, serial: u64, at: u32, end: u32, mask: u32) {
         let seq = self.ends.tail.load(Ordering::Relaxed);
         if feed.run_serial != serial || feed.run_end != at || feed.run_mask != mask {
-            self.readers.entries.lock().queue.push_back(Entry { seq, block, at, mask, left: feed.active });
+            let mut entries = self.readers.entries.lock();
+            entries.queue.push_back(Entry { seq, block, at, mask, left: feed.active });
+            feed.entries = entries.queue.len();
+            drop(entries);
             self.ends.newest.store(seq, Ordering::Release);
             feed.run_serial = serial;
             feed.run_mask = mask;

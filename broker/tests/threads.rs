@@ -203,7 +203,7 @@ fn a_stalled_subscriber_pins_what_is_queued_for_it() {
 #[test]
 fn a_sparse_backlog_holds_only_itself() {
     let broker = Broker::default();
-    let stalled = broker.subscribe(SubscribeOptions::new("stalled").prefix("rare").hwm(0));
+    let mut stalled = broker.subscribe(SubscribeOptions::new("stalled").prefix("rare").hwm(0));
     let mut reader = broker.subscribe(all("reader").hwm(0));
     for n in 0..300_000u32 {
         // Slices of a larger buffer, as an ingress makes them.
@@ -217,6 +217,63 @@ fn a_sparse_backlog_holds_only_itself() {
     assert_eq!(stalled.handle().stats().unwrap().queued, 300);
     let held = broker.stats().held_bytes;
     assert!(held < 3 << 20, "{held} bytes are held for 300 queued messages of 100 bytes");
+
+    // It goes on where it stood, in order; what it has read is given back with its next message.
+    let mut offsets = Vec::new();
+    while let Ok(batch) = stalled.try_recv_batch(BatchLimit::messages(7)) {
+        for delivery in batch.iter() {
+            let Delivery::Message(message) = delivery else { panic!("nothing was dropped") };
+            assert_eq!(message.payload(), [7; 100]);
+            offsets.push(message.offset().get());
+        }
+    }
+    assert!(offsets.iter().copied().eq((0..300).map(|n| n * 1000 + 1)), "{offsets:?}");
+    broker.publish_now(Message::new("rare", "")).unwrap();
+    while reader.try_recv_batch(BatchLimit::default()).is_ok() {}
+    assert!(stalled.try_recv().is_ok() && stalled.try_recv().is_err());
+    let held = broker.stats().held_bytes;
+    assert!(held < 2 << 20, "{held} bytes are held, though everything was read");
+}
+
+/// The bound on all queues holds for those who get few of the messages, whether or not they read in between.
+#[test]
+fn max_bytes_bounds_sparse_queues_too() {
+    const MAX: usize = 4 << 20;
+    const SENT: u64 = 20_000;
+    let policies = [Overflow::DropNewest, Overflow::DropOldest, Overflow::Block];
+    for overflow in policies {
+        let broker = Broker::new(BrokerOptions::default().max_bytes(MAX));
+        let rare = |n: u8| SubscribeOptions::new("rare").prefix([b'k', b'a' + n]).hwm(0).overflow(overflow);
+        let mut stalled = [broker.subscribe(rare(1)), broker.subscribe(rare(2))];
+        let mut reader = broker.subscribe(all("reader").hwm(0));
+        let (mut read, mut told) = (Told::default(), [Told::default(), Told::default()]);
+        for n in 0..SENT {
+            // The first of the two reads now and then, the second never.
+            for group in [1, 2, 0, 0, 0, 0, 0, 0, 0, 0] {
+                broker.publish_now(message(group, 1000)).unwrap();
+            }
+            while read.last < (n + 1) * 10 {
+                assert!(read.read(&mut reader, BatchLimit::default()));
+            }
+            if n % 64 == 0 {
+                assert!(told[0].read(&mut stalled[0], BatchLimit::default()));
+            }
+            let held = broker.stats().held_bytes;
+            assert!(held <= MAX, "{held} bytes are held ({overflow:?})");
+        }
+        assert_eq!((read.messages, read.dropped), (10 * SENT, 0), "the one who keeps up ({overflow:?})");
+        broker.close();
+        for (told, stalled) in told.iter_mut().zip(&mut stalled) {
+            while told.read(stalled, BatchLimit::default()) {}
+            assert_eq!(told.messages + told.dropped, SENT, "{overflow:?}");
+        }
+        assert!(
+            told[1].messages > 900,
+            "{} messages of 1000 bytes were kept in 4 MiB ({overflow:?})",
+            told[1].messages
+        );
+        assert_eq!(told[0].dropped, 0, "the one who reads in time ({overflow:?})");
+    }
 }
 
 /// Together, queues hold no more than `max_bytes`; who is farthest behind pays, and is told; who keeps up loses nothing.

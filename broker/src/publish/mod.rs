@@ -21,6 +21,7 @@
 //! messages and bytes it is dense and gets the records of the open block, else it is sparse and gets blocks of one record,
 //! shared by all sparse lanes that match. There, a payload that is a slice of something larger is copied: it would hold
 //! all of that. (An ingress that cuts lines out of a read buffer publishes such slices; dense lanes share them uncopied.)
+//! One that is behind, and alone in matching, gets small blocks of its own (`own.rs`).
 //!
 //! # Overflow
 //!
@@ -40,6 +41,7 @@
 
 mod moves;
 mod overflow;
+mod own;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ptr::NonNull;
@@ -59,6 +61,8 @@ use crate::message::{LogId, MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES, Message
 use crate::options::BrokerOptions;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 use crate::tree::{PrefixTree, Reader};
+use own::BEHIND_ENTRIES;
+pub(crate) use own::OwnBlock;
 
 /// Records in a block, in bytes, unless `max_bytes` is small: with its header, a block is so many whole pages.
 const ARENA_BYTES: usize = if cfg!(hookbus_loom) { 256 } else { (32 << 10) - HEADER_BYTES };
@@ -85,7 +89,7 @@ pub(crate) struct Shared {
     tree: PrefixTree<GroupRef>,
     pub(crate) sets: Mutex<Sets>,
     publishing: CachePadded<Mutex<Publishing>>,
-    freed: CachePadded<Freed>,
+    freed: Arc<CachePadded<Freed>>,
     /// Records and payloads of a block, in bytes.
     arena_bytes: usize,
     block_payload_bytes: usize,
@@ -95,10 +99,12 @@ pub(crate) struct Shared {
 }
 
 /// What is written when a block is closed or freed.
-struct Freed {
-    /// What closed blocks cost, in bytes.
+pub(crate) struct Freed {
+    /// What blocks cost, in bytes, but for the open one.
     held: AtomicUsize,
     pool: Mutex<Vec<BlockPtr>>,
+    /// Blocks with so much room for records go to the pool.
+    arena_bytes: usize,
 }
 
 /// What publishers own.
@@ -108,7 +114,7 @@ pub(crate) struct Publishing {
     pub(crate) next: u64,
     pub(crate) closed: bool,
     open: Option<Open>,
-    /// The number of the open block, never used again: an address may be.
+    /// The number of the block that was opened last.
     serial: u64,
     window: Window,
     pub(crate) members: BTreeMap<u64, Arc<Member>>,
@@ -139,6 +145,8 @@ unsafe impl Send for Publishing {}
 /// count down, on a line that their cores fetch from ours.
 struct Open {
     block: BlockPtr,
+    /// Its number, never used again: an address may be.
+    serial: u64,
     base: Place,
     capacity: usize,
     used: usize,
@@ -155,6 +163,19 @@ struct Window {
     last_bytes: u64,
 }
 
+/// What sparse lanes get of the message at hand.
+struct Sparse {
+    /// Whether there is only one.
+    is_one: bool,
+    /// Whether the payload is a slice of something larger, and has to be copied.
+    detach: bool,
+    /// The block of this one record, and what it costs in bytes, once a lane has needed it.
+    single: Option<(BlockPtr, usize)>,
+    /// Deliveries, and those of the single block.
+    given: u64,
+    given_single: u64,
+}
+
 /// A group that matches the message at hand.
 #[derive(Clone, Copy)]
 struct Hit(NonNull<Group>);
@@ -163,7 +184,8 @@ struct Hit(NonNull<Group>);
 #[derive(Default)]
 struct Survey {
     dense: bool,
-    sparse: bool,
+    /// How many lanes are sparse.
+    sparse: u32,
     full: bool,
 }
 
@@ -182,7 +204,7 @@ impl Survey {
                 feed.judge(window, tail);
             }
             self.dense |= feed.dense;
-            self.sparse |= !feed.dense;
+            self.sparse += u32::from(!feed.dense);
             self.full |= tail >= feed.limit || feed.bytes + size > feed.limit_bytes;
         }
     }
@@ -271,14 +293,16 @@ impl Shared {
             past_dropped: 0,
         };
         let part = options.max_bytes / BLOCK_PART;
+        let arena_bytes = ARENA_BYTES.min(part).next_multiple_of(8);
+        let freed = Freed { held: AtomicUsize::new(0), pool: Mutex::new(Vec::new()), arena_bytes };
         Shared {
-            arena_bytes: ARENA_BYTES.min(part).next_multiple_of(8),
+            arena_bytes,
             block_payload_bytes: BLOCK_PAYLOAD_BYTES.min(part),
             options,
             tree,
             sets: Mutex::new(Sets::default()),
             publishing: CachePadded::new(Mutex::new(publishing)),
-            freed: CachePadded::new(Freed { held: AtomicUsize::new(0), pool: Mutex::new(Vec::new()) }),
+            freed: Arc::new(CachePadded::new(freed)),
             abandoned: AtomicU64::new(0),
             #[cfg(feature = "journal")]
             journal: std::sync::OnceLock::new(),
@@ -429,15 +453,16 @@ impl Shared {
     fn deliver(&self, p: &mut Publishing, message: &mut Message, place: Place, survey: &Survey) {
         let size = message.size_bytes() as u64;
         let inline = message.payload.len() <= INLINE_BYTES;
-        // Whether the payload is a slice of something that others hold, too. Asked before it is shared with the open block.
-        let detach = survey.sparse && !message.payload.is_unique();
+        // Whether the payload is a slice of something that others hold, too, is asked before it is shared with the open block.
+        let detach = survey.sparse > 0 && !message.payload.is_unique();
+        let mut sparse = Sparse { is_one: survey.sparse == 1, detach, single: None, given: 0, given_single: 0 };
         let mut dense = None;
         if survey.dense {
             let need = record_size(message, inline);
             let shared = if inline { 0 } else { message.payload.len() };
             let open = self.make_open(p, need, shared, place);
             let at = open.used;
-            let payload = match (inline, survey.sparse) {
+            let payload = match (inline, survey.sparse > 0) {
                 (true, _) => None,
                 (false, true) => Some(message.payload.clone()),
                 (false, false) => Some(std::mem::take(&mut message.payload)),
@@ -446,10 +471,9 @@ impl Shared {
             unsafe { open.block.write(at, open.base, place, message, payload) };
             open.used += need;
             open.payload += shared;
-            dense = Some((open.block, at as u32, (at + need) as u32));
+            dense = Some((open.block, open.serial, at as u32, (at + need) as u32));
         }
-        let single = survey.sparse.then(|| single(message, place, detach));
-        let (mut dense_given, mut single_given) = (0, 0);
+        let mut dense_given = 0;
         let all = u32::MAX >> (32 - message.keys.ends.len().clamp(1, 32));
         for i in 0..p.hits.len() {
             // SAFETY: we hold the publish lock; hits are of this message, so their groups live.
@@ -465,14 +489,11 @@ impl Shared {
                 }
                 feed.bytes += size;
                 if feed.dense {
-                    let (block, at, end) = dense.expect("the survey saw this lane");
-                    lane.push(feed, block, p.serial, at, end, mask);
+                    let (block, serial, at, end) = dense.expect("the survey saw this lane");
+                    lane.push(feed, block, serial, at, end, mask);
                     dense_given += u64::from(feed.active);
                 } else {
-                    let (block, _) = single.expect("the survey saw this lane");
-                    feed.run_serial = 0;
-                    lane.push(feed, block, NO_SERIAL, 0, 0, mask);
-                    single_given += u64::from(feed.active);
+                    self.deliver_sparse(&mut p.serial, &mut sparse, lane, feed, message, place, mask);
                 }
                 if feed.touched != p.round {
                     feed.touched = p.round;
@@ -483,13 +504,13 @@ impl Shared {
         if let Some(open) = &mut p.open {
             open.given += dense_given;
         }
-        if let Some((single, bytes)) = single {
+        if let Some((single, bytes)) = sparse.single {
             self.freed.held.fetch_add(bytes, Ordering::Relaxed);
-            if single.close(single.capacity(), bytes, single_given) {
+            if single.close(single.capacity(), bytes, sparse.given_single) {
                 self.free(single);
             }
         }
-        if dense_given + single_given > 0 {
+        if dense_given + sparse.given > 0 {
             p.window.messages += 1;
             p.window.bytes += size;
             if p.window.messages >= WINDOW_MESSAGES {
@@ -501,12 +522,8 @@ impl Shared {
     /// The open block, with room for a record of `need` bytes at that place.
     #[inline]
     fn make_open<'p>(&self, p: &'p mut Publishing, need: usize, payload: usize, place: Place) -> &'p mut Open {
-        let has_room = p.open.as_ref().is_some_and(|open| {
-            open.used + need <= open.capacity
-                && (open.payload == 0 || open.payload + payload <= self.block_payload_bytes)
-                && open.base.reaches(place)
-        });
-        if !has_room {
+        let has_room = |open: &Open| open.has_room(need, payload, self.block_payload_bytes, place);
+        if !p.open.as_ref().is_some_and(has_room) {
             self.open_next(p, need, payload, place);
         }
         p.open.as_mut().expect("just looked at, or just made")
@@ -531,7 +548,68 @@ impl Shared {
             None => BlockPtr::open(need.max(self.arena_bytes), place),
         };
         p.serial += 1;
-        p.open = Some(Open { block, base: place, capacity: block.capacity(), used: 0, payload: 0, given: 0 });
+        p.open = Some(Open {
+            block,
+            serial: p.serial,
+            base: place,
+            capacity: block.capacity(),
+            used: 0,
+            payload: 0,
+            given: 0,
+        });
+    }
+
+    /// Gives the message to a lane that is sparse.
+    #[cold]
+    #[inline(never)]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "part of a loop, apart from it so that dense lanes have the registers"
+    )]
+    fn deliver_sparse(
+        &self,
+        serial: &mut u64,
+        sparse: &mut Sparse,
+        lane: &Lane,
+        feed: &mut Feed,
+        message: &Message,
+        place: Place,
+        mask: u32,
+    ) {
+        let given = u64::from(feed.active);
+        sparse.given += given;
+        if sparse.is_one && feed.is_behind() {
+            let (block, serial, at, end) = self.write_own(serial, feed, message, place, sparse.detach);
+            lane.push(feed, block, serial, at, end, mask);
+            return;
+        }
+        let (block, _) = *sparse.single.get_or_insert_with(|| single(message, place, sparse.detach));
+        feed.run_serial = 0;
+        lane.push(feed, block, NO_SERIAL, 0, 0, mask);
+        sparse.given_single += given;
+    }
+
+    /// Writes a record into the block of a lane's own; see `own.rs`.
+    fn write_own(
+        &self,
+        serial: &mut u64,
+        feed: &mut Feed,
+        message: &Message,
+        place: Place,
+        detach: bool,
+    ) -> (BlockPtr, u64, u32, u32) {
+        let payload = apart(message, detach);
+        let shared = if payload.is_none() { 0 } else { message.payload.len() };
+        let sizes = (record_size(message, payload.is_none()), shared);
+        let own = match feed.own.take() {
+            Some(own) if own.has_room(sizes, place) => own,
+            full => {
+                drop(full);
+                *serial += 1;
+                OwnBlock::open(&self.freed, sizes, place, *serial)
+            }
+        };
+        feed.own.insert(own).write(message, payload, sizes, place, feed.active)
     }
 
     fn close_open(&self, p: &mut Publishing) {
@@ -580,12 +658,19 @@ impl Shared {
     }
 
     fn free(&self, block: BlockPtr) {
+        self.freed.free(block);
+    }
+}
+
+impl Freed {
+    /// Frees a block; the caller was told that the last reference to it was given back.
+    fn free(&self, block: BlockPtr) {
         let bytes = block.bytes();
         // SAFETY: the caller was told that these were the last references.
         unsafe { block.empty() };
-        self.freed.held.fetch_sub(bytes, Ordering::Relaxed);
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
         if block.capacity() == self.arena_bytes {
-            let mut pool = self.freed.pool.lock();
+            let mut pool = self.pool.lock();
             if pool.len() < POOL_BLOCKS {
                 pool.push(block);
                 return;
@@ -598,18 +683,23 @@ impl Shared {
 
 /// A block of this one record, and what it costs in bytes. `detach` asks for a copy of the payload.
 fn single(message: &Message, place: Place, detach: bool) -> (BlockPtr, usize) {
-    let len = message.payload.len();
-    let inline = len <= INLINE_BYTES || detach && len <= SINGLE_INLINE_BYTES;
-    let payload = match (inline, detach) {
-        (true, _) => None,
-        (false, true) => Some(Bytes::copy_from_slice(&message.payload)),
-        (false, false) => Some(message.payload.clone()),
-    };
-    let need = record_size(message, inline);
+    let payload = apart(message, detach);
+    let shared = if payload.is_none() { 0 } else { message.payload.len() };
+    let need = record_size(message, payload.is_none());
     let block = BlockPtr::open(need, place);
     // SAFETY: the block is new and has just the room for this record.
     unsafe { block.write(0, place, place, message, payload) };
-    (block, need + if inline { 0 } else { len })
+    (block, need + shared)
+}
+
+/// The payload for a record that only sparse lanes get; nothing where it is to stand in the record. `detach` asks for a copy.
+fn apart(message: &Message, detach: bool) -> Option<Bytes> {
+    let len = message.payload.len();
+    match (len <= INLINE_BYTES || detach && len <= SINGLE_INLINE_BYTES, detach) {
+        (true, _) => None,
+        (false, true) => Some(Bytes::copy_from_slice(&message.payload)),
+        (false, false) => Some(message.payload.clone()),
+    }
 }
 
 /// The serial number under which single records are put into a lane; the run never goes on.
@@ -633,6 +723,15 @@ impl Open {
     fn cost(&self) -> usize {
         self.capacity + self.payload
     }
+
+    /// Whether there is room for a record of `need` bytes at that place, whose payload of `payload` bytes lies elsewhere, of which
+    /// there may be `most`.
+    #[inline]
+    fn has_room(&self, need: usize, payload: usize, most: usize, place: Place) -> bool {
+        self.used + need <= self.capacity
+            && (self.payload == 0 || self.payload + payload <= most)
+            && self.base.reaches(place)
+    }
 }
 
 impl Window {
@@ -652,6 +751,15 @@ impl Feed {
     fn is_over(&mut self, lane: &Lane, size: u64) -> bool {
         self.refresh();
         lane.ends.tail.load(Ordering::Relaxed) >= self.limit || self.bytes + size > self.limit_bytes
+    }
+
+    /// Whether what this sparse lane gets goes into a block of its own.
+    fn is_behind(&mut self) -> bool {
+        if self.own.as_ref().is_some_and(OwnBlock::is_read) {
+            self.own = None;
+            self.entries = 0;
+        }
+        self.own.is_some() || self.entries >= BEHIND_ENTRIES
     }
 
     /// Asks the members anew where they will be full.
@@ -730,13 +838,27 @@ impl Feed {
         self.window = window.number;
         self.window_tail = tail;
         self.window_bytes = self.bytes;
+        if self.dense && self.own.is_some() {
+            self.close_own();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn close_own(&mut self) {
+        self.own = None;
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         self.with_publishing(|p| self.close_open(p));
-        for block in self.freed.pool.lock().drain(..) {
+    }
+}
+
+impl Drop for Freed {
+    fn drop(&mut self) {
+        for block in self.pool.lock().drain(..) {
             // SAFETY: blocks in the pool are empty, and nobody else has them.
             unsafe { block.free() };
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{BLOCK_PART, Hit, Pressure, Publishing, Shared, Waiter};
+use super::{BLOCK_PART, Hit, OwnBlock, Pressure, Publishing, Shared, Waiter};
 use crate::error::EndReason;
 use crate::lane::Lane;
 use crate::member::{Cursor, Member, Policy, Taken};
@@ -145,6 +145,7 @@ impl Shared {
         // Some more than is needed, so that this is not done for each message.
         let enough = self.options.max_bytes - self.options.max_bytes / BLOCK_PART;
         let mut evicting = false;
+        p.close_read_blocks();
         loop {
             let total = self.total(p) + self.arena_bytes + size;
             if total <= if evicting { enough } else { self.options.max_bytes } {
@@ -188,6 +189,8 @@ impl Shared {
             }
             evicting = true;
             self.close_open(p); // else what is evicted from it stays
+            // SAFETY: we hold the publish lock, and look at one lane at a time.
+            unsafe { cursor.lane.feed.get() }.own = None; // likewise
             let mut taken = Taken::default();
             for _ in 0..64 {
                 if cursor.queued() > 0 {
@@ -202,6 +205,18 @@ impl Shared {
 }
 
 impl Publishing {
+    /// Closes blocks of lanes' own that were read to their end.
+    fn close_read_blocks(&mut self) {
+        for member in self.members.values() {
+            let cursor = member.cursor.lock();
+            // SAFETY: we hold the publish lock, and look at one lane at a time.
+            let feed = unsafe { cursor.lane.feed.get() };
+            if feed.own.as_ref().is_some_and(OwnBlock::is_read) {
+                feed.own = None;
+            }
+        }
+    }
+
     /// Keeps the message at hand from a member whose queue keeps what it has; that is told in its place.
     pub(super) fn turn_away(&mut self, member: &Arc<Member>) {
         let offset = Offset::new(self.next);
