@@ -14,7 +14,7 @@
 //! - **Loss**: no job's end is lost, as long as its file is there, in the queue or in its archive: what happened while nobody looked (hookbus or the directory
 //!   was away, inotify's queue overflowed) is found by reading all files again. A status between may be passed over: a job that runs and ends before its
 //!   file is read is told as what it is then. Jobs that had ended before the queue was followed for the first time are not told. From where on the archive
-//!   belongs to what is told is written down before anything is.
+//!   belongs to what is told is written down before anything is; while that file can't be written, which is logged, what is archived unseen is missed.
 //! - **Repetition**: a status counts as told when the journal has its event, where there is one, and that is written down after it. So a crash between the two
 //!   has it told again, as another event; jobid and status stand for it. Without a state directory nothing is written down, and each start is the first.
 //! - **Order**: of one job always. Jobs that changed at the same time come in the order of their numbers.
