@@ -34,8 +34,13 @@ impl Random {
     }
 }
 
+/// What a journal may take on the disk, and at what size its life ends: victims that live for 180 ms must not fill what is between, else it lets go of
+/// its oldest messages, as it should.
+const MOST_BYTES: u64 = 128 << 20;
+const OLD_BYTES: u64 = 24 << 20;
+
 fn journal(dir: &Path) -> JournalOptions {
-    JournalOptions::new(dir).max_bytes(64 << 20)
+    JournalOptions::new(dir).max_bytes(MOST_BYTES)
 }
 
 /// The payload of message `i` of a thread: its name, and bytes that follow from it.
@@ -217,6 +222,7 @@ fn check(dir: &Path, known: &mut Known) {
     assert_eq!(journal.report().damage, [], "nothing was damaged");
     let broker = hookbus_broker::Broker::default();
     broker.attach_journal(journal).expect("attach");
+    assert!(support::disk_use(dir) < MOST_BYTES / 8 * 7, "it is nearly full, and may have let go of messages");
     let mut reader =
         broker.subscribe_from(SubscribeOptions::new("check").prefix(""), Start::Earliest).expect("subscribe");
     let mut found = BTreeSet::new();
@@ -256,11 +262,11 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
     let mut acknowledged = 0;
     let mut run = 0;
     while run < crashes {
+        // A journal's life.
         let dir = tempfile::tempdir().expect("directory");
         let path: PathBuf = dir.path().join("journal");
         let mut known = Known::default();
-        // A journal's life: until it is about to forget.
-        while run < crashes && support::disk_use(&path) < 40 << 20 {
+        while run < crashes && support::disk_use(&path) < OLD_BYTES {
             for _ in 0..=random.below(3) {
                 let life = Duration::from_micros(random.below(60_000));
                 run_victim(&path, run, life, &mut known);
