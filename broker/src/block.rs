@@ -313,7 +313,13 @@ impl Record {
 
     /// Where the next record starts.
     pub(crate) fn next(&self) -> u32 {
-        self.at + u32::from(self.head().size) * ALIGN as u32
+        self.at + self.size()
+    }
+
+    /// How many bytes of the arena it takes.
+    #[inline]
+    pub(crate) fn size(&self) -> u32 {
+        u32::from(self.head().size) * ALIGN as u32
     }
 
     pub(crate) fn offset(&self) -> Offset {

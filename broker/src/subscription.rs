@@ -463,10 +463,18 @@ impl<'a> Iterator for Deliveries<'a> {
     fn fold<B, F: FnMut(B, Delivery<MessageRef<'a>>) -> B>(mut self, init: B, mut f: F) -> B {
         let mut folded = init;
         loop {
-            if let Some(RunLeft { mut next, mask, count }) = self.run.take() {
-                for _ in 0..count {
-                    folded = f(folded, Delivery::Message(self.subscription.message(next, mask)));
-                    next.at = next.next();
+            if let Some(RunLeft { mut next, mask, count: mut left }) = self.run.take() {
+                while left > 0 {
+                    // Most records are as long as the one before. So the processor can go on to the next one before it has read the length of this one.
+                    let size = next.size();
+                    loop {
+                        folded = f(folded, Delivery::Message(self.subscription.message(next, mask)));
+                        next.at += size;
+                        left -= 1;
+                        if left == 0 || next.size() != size {
+                            break;
+                        }
+                    }
                 }
             }
             match self.begin() {
