@@ -5,6 +5,9 @@
 //! run stores no length. It reaches to the next entry, or to `tail`, so that the usual delivery, of a message whose record
 //! stands right behind the lane's last one, is a single `tail.store(Release)` however many subscriptions read the lane.
 //!
+//! What a reader takes it accounts for in bytes, without looking at each record: an entry says how many bytes were put in before it, and
+//! [`Ends`] how many by the last message, and where its record ends ([`Reached`]).
+//!
 //! Readers load `tail` (Acquire) first and then `newest`, the sequence at which the newest entry starts. Whatever lies before
 //! the loaded tail was put there before it, with its entries. So if `newest` is still the start of the run that the reader is in, the
 //! run reaches to the loaded tail; if not, the reader looks the entries up, under their lock.
@@ -25,7 +28,7 @@ use crate::block::BlockPtr;
 use crate::member::Member;
 use crate::message::Offset;
 use crate::publish::OwnBlock;
-use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering};
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, fence};
 
 /// A value that only the holder of the publish lock touches.
 pub(crate) struct Published<T>(UnsafeCell<T>);
@@ -57,8 +60,19 @@ pub(crate) struct Entry {
     pub(crate) at: u32,
     /// Bit i for key i; [`ALL_KEYS`] where all of them matched.
     pub(crate) mask: u32,
+    /// Keys and payloads of the messages before it, on the lane's count of bytes.
+    pub(crate) bytes: u64,
     /// How many members still have to pass it.
     left: u32,
+}
+
+/// A record that was written: where it begins and ends in the block of that serial number.
+#[derive(Clone, Copy)]
+pub(crate) struct Written {
+    pub(crate) block: BlockPtr,
+    pub(crate) serial: u64,
+    pub(crate) at: u32,
+    pub(crate) end: u32,
 }
 
 /// All keys of a message, whatever their number, so that messages with one key and with two can share a run.
@@ -82,14 +96,13 @@ impl Entries {
     }
 
     /// Passes the entries that end at or before `seq`, for the member that has to read `*index` next. Returns the entry
-    /// that it is in then, and the sequence at which the next one starts, if there is one.
-    pub(crate) fn advance(&mut self, index: &mut u64, seq: u64) -> Option<(Entry, Option<u64>)> {
-        let mut next = self.get(*index + 1).map(|e| e.seq);
-        while let Some(start) = next.filter(|&start| start <= seq) {
-            debug_assert!(start <= seq);
+    /// that it is in then, and the next one, if there is one.
+    pub(crate) fn advance(&mut self, index: &mut u64, seq: u64) -> Option<(Entry, Option<Entry>)> {
+        let mut next = self.get(*index + 1).copied();
+        while next.is_some_and(|next| next.seq <= seq) {
             self.pass(*index);
             *index += 1;
-            next = self.get(*index + 1).map(|e| e.seq);
+            next = self.get(*index + 1).copied();
         }
         let current = self.get(*index).copied();
         self.prune();
@@ -182,6 +195,51 @@ pub(crate) struct Ends {
     pub(crate) tail: AtomicU64,
     /// The sequence of the newest entry; written before `tail`.
     pub(crate) newest: AtomicU64,
+    /// What the last message put in has reached; written before `tail`. `reached_seq` is written first, so that who finds it there after reading the
+    /// others knows that they belong to it (a seqlock).
+    reached_seq: AtomicU64,
+    reached_bytes: AtomicU64,
+    reached_at: AtomicU64,
+}
+
+/// Where a message that was put in has left its lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reached {
+    /// Keys and payloads put in until then, on the lane's count of bytes.
+    pub(crate) bytes: u64,
+    /// Where its record ends.
+    pub(crate) at: u32,
+}
+
+impl Ends {
+    fn new(tail: u64, newest: u64) -> Self {
+        Ends {
+            tail: AtomicU64::new(tail),
+            newest: AtomicU64::new(newest),
+            reached_seq: AtomicU64::new(NOTHING_REACHED),
+            reached_bytes: AtomicU64::new(0),
+            reached_at: AtomicU64::new(0),
+        }
+    }
+
+    /// Puts in the message of sequence `seq`.
+    fn reach(&self, seq: u64, reached: Reached) {
+        self.reached_seq.store(seq + 1, Ordering::Relaxed);
+        // Who reads one of the next two, and then fences, sees the one before.
+        fence(Ordering::Release);
+        self.reached_bytes.store(reached.bytes, Ordering::Relaxed);
+        self.reached_at.store(u64::from(reached.at), Ordering::Relaxed);
+        self.tail.store(seq + 1, Ordering::Release);
+    }
+
+    /// What the message before sequence `tail` has reached, where that was the last one put in and no other is being put in. The caller has loaded `tail`
+    /// (Acquire), and so sees nothing older.
+    pub(crate) fn reached(&self, tail: u64) -> Option<Reached> {
+        let bytes = self.reached_bytes.load(Ordering::Relaxed);
+        let at = self.reached_at.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        (self.reached_seq.load(Ordering::Relaxed) == tail).then_some(Reached { bytes, at: at as u32 }) // it came from one
+    }
 }
 
 /// What readers of a lane share.
@@ -196,6 +254,9 @@ pub(crate) struct Readers {
 /// The sequence in `newest` where there is no entry yet.
 const NO_ENTRY: u64 = u64::MAX;
 
+/// The sequence in `reached_seq` before the first message.
+const NOTHING_REACHED: u64 = u64::MAX;
+
 impl Lane {
     pub(crate) fn new(match_all: bool) -> Self {
         Lane::going_on(match_all, 0, 0, Offset::new(0), Entries::default())
@@ -205,7 +266,7 @@ impl Lane {
     pub(crate) fn going_on(match_all: bool, tail: u64, bytes: u64, last: Offset, entries: Entries) -> Self {
         let newest = entries.newest_seq().unwrap_or(NO_ENTRY);
         Lane {
-            ends: CachePadded::new(Ends { tail: AtomicU64::new(tail), newest: AtomicU64::new(newest) }),
+            ends: CachePadded::new(Ends::new(tail, newest)),
             feed: CachePadded::new(Published::new(Feed {
                 members: Vec::new(),
                 active: 0,
@@ -233,12 +294,13 @@ impl Lane {
         }
     }
 
-    /// Puts in one message whose record starts at `at` in `block` and ends at `end`.
-    pub(crate) fn push(&self, feed: &mut Feed, block: BlockPtr, serial: u64, at: u32, end: u32, mask: u32) {
+    /// Puts in one message, with `size` bytes of keys and payload.
+    pub(crate) fn push(&self, feed: &mut Feed, written: Written, mask: u32, size: u64) {
+        let Written { block, serial, at, end } = written;
         let seq = self.ends.tail.load(Ordering::Relaxed);
         if feed.run_serial != serial || feed.run_end != at || feed.run_mask != mask {
             let mut entries = self.readers.entries.lock();
-            entries.queue.push_back(Entry { seq, block, at, mask, left: feed.active });
+            entries.queue.push_back(Entry { seq, block, at, mask, bytes: feed.bytes, left: feed.active });
             feed.entries = entries.queue.len();
             drop(entries);
             self.ends.newest.store(seq, Ordering::Release);
@@ -246,7 +308,8 @@ impl Lane {
             feed.run_mask = mask;
         }
         feed.run_end = end;
-        self.ends.tail.store(seq + 1, Ordering::Release);
+        feed.bytes += size;
+        self.ends.reach(seq, Reached { bytes: feed.bytes, at: end });
     }
 
     /// Counts one message that its members don't take.

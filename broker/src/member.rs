@@ -14,7 +14,7 @@ use std::task::Waker;
 use crate::block::{BlockPtr, Record};
 use crate::error::EndReason;
 use crate::group::Group;
-use crate::lane::{Lane, Published};
+use crate::lane::{Lane, Published, Reached};
 use crate::message::{Gap, Offset};
 use crate::options::{BatchLimit, Overflow, SubscribeOptions};
 use crate::publish::Waiter;
@@ -55,6 +55,30 @@ struct Run {
     /// The sequence at which its entry starts, and one up to which it is known to reach.
     start: u64,
     end: u64,
+    /// Where `end` is on the lane's count of bytes, if another run begins there.
+    end_bytes: Option<u64>,
+}
+
+impl Run {
+    /// Passes records, up to `most` and to the one that reaches `most_bytes`. Returns how many those were, and their keys and payloads in bytes.
+    fn walk(&mut self, most: u64, most_bytes: u64) -> (u64, u64) {
+        let (mut count, mut bytes) = (0, 0);
+        while count < most && bytes < most_bytes {
+            let mut record = Record { block: self.block, at: self.at };
+            // Most records are as long as the one before; see `Deliveries::fold`.
+            let size = record.size();
+            loop {
+                bytes += record.counted_bytes();
+                record.at += size;
+                count += 1;
+                if count == most || bytes >= most_bytes || record.size() != size {
+                    break;
+                }
+            }
+            self.at = record.at;
+        }
+        (count, bytes)
+    }
 }
 
 /// How far a subscription has read.
@@ -348,23 +372,38 @@ impl Cursor {
         // A run is in one block, so its length fits in 32 bits.
         let stop = reach.min(self.seq.saturating_add(room));
         let first = Record { block: run.block, at: run.at };
-        let (mut seq, mut bytes) = (self.seq, 0);
+        let most = stop - self.seq;
         let most_bytes = (limit.bytes.max(1) - out.bytes) as u64;
-        while seq < stop && bytes < most_bytes {
-            let record = Record { block: run.block, at: run.at };
-            bytes += record.counted_bytes();
-            run.at = record.next();
-            seq += 1;
-        }
-        let count = seq - self.seq;
+        let rest = if stop == reach { self.rest(&run, reach) } else { None };
+        let (count, bytes) = match rest.map(|rest| (rest, rest.bytes - self.bytes)) {
+            Some((rest, bytes)) if bytes <= most_bytes => {
+                if cfg!(any(debug_assertions, hookbus_loom)) {
+                    let mut walked = run;
+                    assert_eq!(walked.walk(most, u64::MAX), (most, bytes), "what was told of a run is what is in it");
+                    assert!(run.end_bytes.is_some() || walked.at == rest.at, "as is where it ends");
+                }
+                run.at = rest.at;
+                (most, bytes)
+            }
+            _ => run.walk(most, most_bytes),
+        };
         out.items.push(Item::Run(first, run.mask, count as u32));
         out.len += count as usize;
         out.bytes += bytes as usize;
         self.bytes += bytes;
         out.pin(run.block, count);
         self.delivered += count;
-        self.seq = seq;
+        self.seq += count;
         self.run = Some(run);
+    }
+
+    /// Where a run has got to at `reach`, unless that can be found out by going through its records only.
+    fn rest(&self, run: &Run, reach: u64) -> Option<Reached> {
+        match run.end_bytes {
+            // Where it ends doesn't matter: what comes next is in another run.
+            Some(bytes) => (run.end == reach).then_some(Reached { bytes, at: run.at }),
+            None => self.lane.ends.reached(reach),
+        }
     }
 
     /// The run that the next message is in, and how far it may be read: to its end, or `end`.
@@ -372,7 +411,7 @@ impl Cursor {
         if let Some(mut run) = self.run {
             // `end` was loaded from `tail` before `newest` is loaded here; see the module of lanes.
             if run.end <= self.seq && self.lane.ends.newest.load(Ordering::Acquire) == run.start {
-                run.end = end;
+                (run.end, run.end_bytes) = (end, None);
             }
             if run.end > self.seq {
                 return (run, run.end.min(end));
@@ -380,14 +419,15 @@ impl Cursor {
         }
         let looked_up = self.lane.readers.entries.lock().advance(&mut self.entry, self.seq);
         let (entry, next) = looked_up.expect("a message that is queued has its entry");
-        let known = next.unwrap_or(end);
-        let run = match self.run {
-            Some(run) if run.start == entry.seq => Run { end: known, ..run },
+        let (known, end_bytes) = next.map_or((end, None), |next| (next.seq, Some(next.bytes)));
+        let at = match self.run {
+            Some(run) if run.start == entry.seq => run.at,
             _ => {
                 debug_assert_eq!(entry.seq, self.seq, "a run is entered at its start");
-                Run { block: entry.block, at: entry.at, mask: entry.mask, start: entry.seq, end: known }
+                entry.at
             }
         };
+        let run = Run { block: entry.block, at, mask: entry.mask, start: entry.seq, end: known, end_bytes };
         (run, known.min(end))
     }
 

@@ -146,7 +146,7 @@ impl SubscribeOptions {
 }
 
 /// How much one batch may take: it ends with the message that reaches either bound, so it holds at least one. By default 1,024 messages,
-/// and 1 MiB.
+/// and 4 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchLimit {
     /// Messages and gaps.
@@ -171,6 +171,6 @@ impl BatchLimit {
 
 impl Default for BatchLimit {
     fn default() -> Self {
-        BatchLimit { messages: 1024, bytes: 1 << 20 }
+        BatchLimit { messages: 1024, bytes: 4 << 20 }
     }
 }

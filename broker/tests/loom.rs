@@ -146,3 +146,24 @@ fn a_change_of_prefixes_loses_nothing() {
         assert_eq!(reader.join().unwrap(), (vec![1, 2], 0));
     });
 }
+
+/// What is told of a run while the next message is put in belongs to the messages that are taken: the reader itself checks it here, against the records.
+#[test]
+fn a_batch_is_accounted_for_as_it_is() {
+    check(|| {
+        let broker = Broker::default();
+        let mut subscription = broker.subscribe(all("batches"));
+        broker.publish_now(Message::new("k", vec![0; 3])).unwrap();
+        let reader = thread::spawn(move || {
+            let mut taken = 0;
+            while let Some(batch) = block_on(subscription.recv_batch(BatchLimit::default())) {
+                taken += batch.len();
+            }
+            taken
+        });
+        broker.publish_now(Message::new("key", vec![0; 20])).unwrap();
+        broker.publish_now(Message::new("k", vec![0; 9])).unwrap();
+        broker.close();
+        assert_eq!(reader.join().unwrap(), 3);
+    });
+}

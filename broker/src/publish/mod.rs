@@ -55,7 +55,7 @@ use smallvec::SmallVec;
 use crate::block::{BlockPtr, HEADER_BYTES, INLINE_BYTES, Place, record_size};
 use crate::error::{PublishError, TryPublishError};
 use crate::group::{Fan, Group, GroupRef, Index, Sets};
-use crate::lane::{ALL_KEYS, Feed, Lane};
+use crate::lane::{ALL_KEYS, Feed, Lane, Written};
 use crate::member::{Cursor, Member};
 use crate::message::{LogId, MAX_KEYS, MAX_KEYS_BYTES, MAX_PAYLOAD_BYTES, Message, Offset, Timestamp};
 use crate::options::BrokerOptions;
@@ -471,7 +471,7 @@ impl Shared {
             unsafe { open.block.write(at, open.base, place, message, payload) };
             open.used += need;
             open.payload += shared;
-            dense = Some((open.block, open.serial, at as u32, (at + need) as u32));
+            dense = Some(Written { block: open.block, serial: open.serial, at: at as u32, end: (at + need) as u32 });
         }
         let mut dense_given = 0;
         let all = u32::MAX >> (32 - message.keys.ends.len().clamp(1, 32));
@@ -487,10 +487,8 @@ impl Shared {
                     lane.pass_over(feed);
                     continue;
                 }
-                feed.bytes += size;
                 if feed.dense {
-                    let (block, serial, at, end) = dense.expect("the survey saw this lane");
-                    lane.push(feed, block, serial, at, end, mask);
+                    lane.push(feed, dense.expect("the survey saw this lane"), mask, size);
                     dense_given += u64::from(feed.active);
                 } else {
                     self.deliver_sparse(&mut p.serial, &mut sparse, lane, feed, message, place, mask);
@@ -576,28 +574,22 @@ impl Shared {
         place: Place,
         mask: u32,
     ) {
-        let given = u64::from(feed.active);
+        let (given, size) = (u64::from(feed.active), message.size_bytes() as u64);
         sparse.given += given;
         if sparse.is_one && feed.is_behind() {
-            let (block, serial, at, end) = self.write_own(serial, feed, message, place, sparse.detach);
-            lane.push(feed, block, serial, at, end, mask);
+            let written = self.write_own(serial, feed, message, place, sparse.detach);
+            lane.push(feed, written, mask, size);
             return;
         }
         let (block, _) = *sparse.single.get_or_insert_with(|| single(message, place, sparse.detach));
         feed.run_serial = 0;
-        lane.push(feed, block, NO_SERIAL, 0, 0, mask);
+        let written = Written { block, serial: NO_SERIAL, at: 0, end: block.capacity() as u32 };
+        lane.push(feed, written, mask, size);
         sparse.given_single += given;
     }
 
     /// Writes a record into the block of a lane's own; see `own.rs`.
-    fn write_own(
-        &self,
-        serial: &mut u64,
-        feed: &mut Feed,
-        message: &Message,
-        place: Place,
-        detach: bool,
-    ) -> (BlockPtr, u64, u32, u32) {
+    fn write_own(&self, serial: &mut u64, feed: &mut Feed, message: &Message, place: Place, detach: bool) -> Written {
         let payload = apart(message, detach);
         let shared = if payload.is_none() { 0 } else { message.payload.len() };
         let sizes = (record_size(message, payload.is_none()), shared);

@@ -15,6 +15,7 @@ use crossbeam_utils::CachePadded;
 
 use super::{Freed, Open};
 use crate::block::{BlockPtr, HEADER_BYTES, Place};
+use crate::lane::Written;
 use crate::message::Message;
 use crate::sync::Ordering;
 
@@ -60,7 +61,7 @@ impl OwnBlock {
         self.open.block.is_given_back(self.open.given)
     }
 
-    /// Writes a record, for which there is room, for so many members. Returns the block, its serial number, and where the record begins and ends.
+    /// Writes a record, for which there is room, for so many members.
     pub(super) fn write(
         &mut self,
         message: &Message,
@@ -68,7 +69,7 @@ impl OwnBlock {
         (need, shared): (usize, usize),
         place: Place,
         members: u32,
-    ) -> (BlockPtr, u64, u32, u32) {
+    ) -> Written {
         let Open { block, serial, base, used: at, .. } = self.open;
         // SAFETY: the caller has looked for room, which checks the reach, too; `used` is where nothing was written yet.
         unsafe { block.write(at, base, place, message, payload) };
@@ -76,7 +77,7 @@ impl OwnBlock {
         self.open.payload += shared;
         self.open.given += u64::from(members);
         self.freed.held.fetch_add(shared, Ordering::Relaxed);
-        (block, serial, at as u32, self.open.used as u32)
+        Written { block, serial, at: at as u32, end: self.open.used as u32 }
     }
 }
 
