@@ -19,6 +19,9 @@ use crate::sync::{spin_loop, thread};
 /// A batch of so many shows that messages come faster than they are read.
 const BUSY_MESSAGES: usize = 16;
 
+/// Who takes so many at once isn't about to catch up with its publisher. If there are more readers than cores, another has waited for this one meanwhile.
+const MANY_MESSAGES: usize = 64;
+
 /// A sleep that is over sooner costs more than looking would have.
 const SHORT_SLEEP: Duration = Duration::from_micros(10);
 
@@ -41,12 +44,14 @@ pub(crate) struct Patience {
     asleep: Option<Instant>,
     /// The last batch was small, and there without a sleep.
     chases: bool,
+    /// The last batch was large.
+    took_many: bool,
 }
 
 impl Patience {
     pub(crate) fn up_to(most: u32) -> Self {
         let most = if cfg!(hookbus_loom) { 0 } else { most };
-        Patience { looks: most, most, left: most, asleep: None, chases: false }
+        Patience { looks: most, most, left: most, asleep: None, chases: false, took_many: false }
     }
 
     /// Something was found, so many at once: the next wait starts anew.
@@ -59,6 +64,7 @@ impl Patience {
         }
         self.left = self.looks;
         self.chases = slept.is_none() && count < BUSY_MESSAGES;
+        self.took_many = count >= MANY_MESSAGES;
     }
 
     /// Lets messages gather, where they come one by one faster than a reader could sleep between them. For who has read all; once for
@@ -82,10 +88,12 @@ impl Patience {
         again
     }
 
-    /// Pauses between two looks, longer each time.
+    /// Pauses between two looks: longer each time, or where many came at once, just as long as others want the core.
     pub(crate) fn pause(&self) {
-        for _ in 0..(8 << self.looks.saturating_sub(self.left).min(6)) {
-            spin_loop();
+        if !self.took_many {
+            for _ in 0..(8 << self.looks.saturating_sub(self.left).min(6)) {
+                spin_loop();
+            }
         }
         thread::yield_now();
     }
