@@ -19,7 +19,7 @@ use crate::options::BatchLimit;
 use crate::publish::{Shared, tell_waiters};
 use crate::stats::SubscriptionStats;
 use crate::sync::{Ordering, fence};
-use crate::wait::{Patience, TASK_LOOKS, THREAD_LOOKS, block_on};
+use crate::wait::{Patience, THREAD_LOOKS, block_on};
 
 /// The reading end of a subscription; it has one reader. Dropping it ends the subscription, and what is still
 /// queued is counted as abandoned.
@@ -51,7 +51,7 @@ impl Subscription {
             taken: Taken::default(),
             kept: None,
             drained: true,
-            task: Patience::up_to(TASK_LOOKS),
+            task: Patience::up_to(0),
             thread: Patience::up_to(THREAD_LOOKS),
             #[cfg(feature = "journal")]
             spill: None,
@@ -143,10 +143,6 @@ impl Subscription {
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.has_any() {
             return Poll::Ready(());
-        }
-        if self.task.look_again() {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
         }
         self.task.sleep();
         self.poll_sleep(cx.waker())

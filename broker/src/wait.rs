@@ -6,6 +6,9 @@
 //! follows from what became of it: as often as it may where batches are large, or where a sleep was over so soon that looking would have
 //! been cheaper; half as often after each sleep that was worth it.
 //!
+//! A task that reads doesn't look again. To wake it costs little, and where its publisher is a task, too, it then runs next on that worker, whose core has the
+//! messages in its cache. One that kept itself awake would stay on another core, and each message would have to travel.
+//!
 //! A reader that is faster than its publisher takes each message as soon as it is there, and with it the lines that the publisher is
 //! writing to: both wait for these more than they work. So after a small batch that was all there was, and that it didn't have to sleep
 //! for, it lets messages gather for as long as a few of them take to be published. Who sleeps between messages never does.
@@ -28,9 +31,8 @@ const SHORT_SLEEP: Duration = Duration::from_micros(10);
 /// Spins of a reader that lets messages gather: half a microsecond, about. With 8 it was no help, with 64 none beyond that of 32.
 const GATHER_SPINS: u32 = 32;
 
-/// Looks of a thread before it sleeps, and turns of a task before it waits to be woken.
+/// Looks of a thread before it sleeps.
 pub(crate) const THREAD_LOOKS: u32 = 6;
-pub(crate) const TASK_LOOKS: u32 = 16;
 /// Turns of a task that waits for room.
 pub(crate) const ROOM_LOOKS: u32 = 8;
 
