@@ -26,6 +26,7 @@ use crate::report::Report;
 use crate::run::{Over, Run, Words, targets};
 use crate::schedule::{Gates, Schedule, Taken};
 use crate::status::{Active, Counters};
+use crate::threads::Threads;
 
 /// An event as large as this is looked at on another thread: decoding and parsing take longer than other tasks should wait.
 const LARGE_BYTES: usize = 128 << 10;
@@ -75,6 +76,7 @@ struct Work {
     dispatcher: Dispatcher,
     schedule: Schedule<Run>,
     running: JoinSet<Over>,
+    threads: Arc<Threads>,
     /// What runs, by task.
     places: HashMap<Id, (Taken, Run)>,
     repeats: Repeats,
@@ -106,6 +108,7 @@ impl Dispatcher {
             dispatcher: self,
             schedule: Schedule::default(),
             running: JoinSet::new(),
+            threads: Arc::default(),
             places: HashMap::new(),
             repeats: Repeats::default(),
             losses: Losses::default(),
@@ -184,7 +187,7 @@ impl Work {
 
     /// Waits for something to do.
     async fn next(&mut self, taking: bool) -> Next {
-        let Work { dispatcher, running, repeats, losses, schedule, places } = self;
+        let Work { dispatcher, running, repeats, losses, schedule, places, threads: _ } = self;
         let has_place = places.len() < dispatcher.options.concurrency && !schedule.is_full();
         tokio::select! {
             biased;
@@ -241,7 +244,7 @@ impl Work {
         {
             let stop = self.dispatcher.stop_running.clone();
             let may_repeat = self.repeats.have_room();
-            let task = self.running.spawn(run.clone().run(may_repeat, stop));
+            let task = self.running.spawn(run.clone().run(may_repeat, Arc::clone(&self.threads), stop));
             self.places.insert(task.id(), (taken, run));
         }
     }

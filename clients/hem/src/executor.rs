@@ -1,7 +1,7 @@
 //! The [`Executor`]: runs the hooks that events call for, a bounded number at once.
 //!
 //! ```text
-//!                       one task                one task each                    one task
+//!                       one task                one task, one thread each        one task
 //! Broker ─▶ subscription ─▶ dispatcher ─▶ process ─▶ process ─▶ ... ─▶ mpsc ─▶ reporter ─▶ log, recorders
 //!   ▲        `hooks`          │ set          ╰────── concurrency ─────╯            │
 //!   ╰───────────────────────── HOOKBUS HOOK <name>/<success or failure> ◀──────────╯

@@ -78,6 +78,7 @@ mod status;
 pub mod store;
 pub mod template;
 mod text;
+mod threads;
 
 pub use directory::{Loaded, load, load_file};
 pub use executor::{Again, Executor, ExecutorOptions, Preview, Resume, RunIf, TooManyAgain};

@@ -1,10 +1,13 @@
 //! The life of one command: started in a process group of its own, fed, read, watched, and ended with everything in its group.
 //!
+//! All of it happens on one thread, which waits for the leader, its pipes, and what it is told ([`Orders`]) in a single `poll`. Who wants the command gives that
+//! thread to it; see [`Threads`](crate::threads::Threads).
+//!
 //! # The group's number stays ours
 //!
 //! A group is signalled by number, and numbers are used again. So the first process of the group, the *leader*, is not reaped when it has
-//! ended: as a zombie it keeps its number, and so the group's, until the group has been dealt with. It is watched through a pidfd, asked
-//! with `waitid(WNOWAIT)`, and reaped last of all. No signal of ours can ever hit a stranger. (Linux 5.4 or later has all of this.)
+//! ended: as a zombie it keeps its number, and so the group's, until the group has been dealt with. It is watched through a pidfd,
+//! and reaped last of all. No signal of ours can ever hit a stranger. (Linux 5.4 or later has all of this.)
 //!
 //! # How a command ends
 //!
@@ -23,29 +26,25 @@
 //!   [`Limits::kill_grace`] gets KILL.
 //! - A process that made a group or a session of its own is out of reach, here as with any supervisor without a cgroup. It can't hold us
 //!   up either: our ends of the pipes are closed.
-//! - When the future is dropped, the group gets KILL at once, and the leader is reaped in the background.
+//! - When it is given up, the group gets KILL at once, and the leader is reaped in the background if need be.
 //!
 //! # Bounds
 //!
-//! One and a half times [`Limits::output_max_bytes`] for each output, however much is written; and for each thread of the runtime 64 KiB, into which
-//! all commands are read.
+//! One and a half times [`Limits::output_max_bytes`] for each output, however much is written.
 
-use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
-use std::time::{Duration, SystemTime};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
-use rustix::io::Errno;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::{Errno, ioctl_fionbio, read, write};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, pidfd_send_signal, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process_group, pidfd_open, pidfd_send_signal,
+    waitid,
 };
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncWriteExt as _, Interest};
-use tokio::net::unix::pipe;
-use tokio::sync::watch;
-use tokio::task::{consume_budget, spawn_blocking};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::command::CommandLine;
 use crate::output::{Collector, Output};
@@ -53,7 +52,7 @@ use crate::record::Ending;
 use crate::text;
 
 /// How much of an output is read at once: what a pipe holds.
-const READ_BYTES: usize = 64 << 10;
+pub(crate) const READ_BYTES: usize = 64 << 10;
 /// How often a group that was told to end is looked at.
 const GROUP_LOOK: Duration = Duration::from_millis(50);
 /// How long a killed leader may take to be gone before somebody else waits for it: a process in the kernel can't be killed.
@@ -86,85 +85,179 @@ pub(crate) struct Finished {
     pub(crate) stderr: Output,
 }
 
-/// Runs a command with `input` on its standard input. It is ended when `stop` becomes true.
-pub(crate) async fn run(
-    line: &CommandLine,
-    input: String,
-    limits: Limits,
-    mut stop: watch::Receiver<bool>,
-) -> Finished {
-    let started = SystemTime::now();
-    let clock = Instant::now();
-    let deadline = limits.timeout.map(|timeout| clock + timeout);
-    let not_started = |ending, message: &str| {
+impl Finished {
+    /// What is said of a command that never began.
+    pub(crate) fn not_begun((started, clock): Moment, ending: Ending, message: &str) -> Self {
         let mut stderr = Output::default();
         stderr.push_line(message);
         let stdout = Output::default();
         Finished { started, duration: clock.elapsed(), ending, left_behind: false, stdout, stderr }
-    };
-    // It may hang, on a disk of another machine. Who doesn't wait any more doesn't get it: it is killed as soon as it has begun.
-    let begun = tokio::select! {
-        begun = start(line.clone(), input, limits.output_max_bytes) => begun,
-        () = after(deadline) => return not_started(Ending::TimedOut, &timed_out(line)),
-        () = told(&mut stop) => return not_started(Ending::Interrupted, &interrupted(line)),
-    };
-    let mut life = match begun {
-        Ok(life) => life,
-        Err(e) => return not_started(Ending::NotStarted, &line.start_error(&e)),
-    };
+    }
+}
 
-    let Life { leader, streams } = &mut life;
-    let cut_off = tokio::select! {
-        biased;
-        () = ended(leader) => None,
-        () = after(deadline) => Some(Ending::TimedOut),
-        () = told(&mut stop) => Some(Ending::Interrupted),
-        // Last: a flood uses up what tokio lets a task do in one turn, and then a timer would not even look at the clock.
-        () = streams.pump_for_ever() => None,
-    };
-    streams.stdin.close();
-    let mut left_behind = false;
-    if cut_off.is_none() {
-        tokio::select! {
-            biased;
-            closed = timeout(limits.linger, streams.pump()) => left_behind = closed.is_err(),
-            () = told(&mut stop) => left_behind = true,
+/// When somebody wanted a command to run, by both clocks.
+pub(crate) type Moment = (SystemTime, Instant);
+
+/// What the thread of a command is told by who wants it.
+///
+/// ```text
+/// STARTING ──▶ RUNNING ──▶ STOPPED ──▶ OVER
+///    │            ╰───────────┴──▶ GIVEN_UP ──▶ KILLED
+///    ╰──▶ NOT_WANTED
+/// ```
+///
+/// Who gives a command up kills it at once, since the whole process may be about to end. So the thread reaps its leader only where that can't happen any more:
+/// when the command is `OVER`, or `KILLED`.
+#[derive(Debug)]
+pub(crate) struct Orders {
+    state: AtomicU8,
+    /// The leader, as long as it runs.
+    leader: OnceLock<Pid>,
+    /// Readable when there is something to look at.
+    bell: OwnedFd,
+}
+
+const STARTING: u8 = 0;
+const NOT_WANTED: u8 = 1;
+const RUNNING: u8 = 2;
+const STOPPED: u8 = 3;
+const OVER: u8 = 4;
+const GIVEN_UP: u8 = 5;
+const KILLED: u8 = 6;
+
+impl Orders {
+    pub(crate) fn new() -> io::Result<Self> {
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Orders { state: AtomicU8::new(STARTING), leader: OnceLock::new(), bell })
+    }
+
+    /// Says that the command has begun. Returns false where nobody waits for it any more.
+    fn begin(&self, leader: Option<Pid>) -> bool {
+        if let Some(leader) = leader {
+            let _ = self.leader.set(leader);
+        }
+        self.goes(STARTING, RUNNING)
+    }
+
+    /// Gives the command up if it hasn't begun. Returns whether that is so.
+    pub(crate) fn give_up_unless_begun(&self) -> bool {
+        self.goes(STARTING, NOT_WANTED)
+    }
+
+    /// Has it ended, in order, if it runs.
+    pub(crate) fn stop(&self) {
+        if self.goes(RUNNING, STOPPED) {
+            self.ring();
         }
     }
-    if cut_off.is_some() || left_behind {
-        life.end_group(limits.kill_grace).await;
+
+    /// Kills it, if it runs. Nothing is told of it.
+    pub(crate) fn give_up(&self) {
+        if self.goes(RUNNING, GIVEN_UP) || self.goes(STOPPED, GIVEN_UP) {
+            if let Some(leader) = self.leader.get() {
+                let _ = kill_process_group(*leader, Signal::KILL);
+            }
+            self.state.store(KILLED, Ordering::Release);
+            self.ring();
+        }
     }
-    let ending = cut_off.unwrap_or_else(|| life.ending());
-    let Life { leader, streams } = life;
-    leader.into_inner().reap();
+
+    /// Its thread is gone, and with it the command.
+    pub(crate) fn lost(&self) {
+        self.state.store(OVER, Ordering::Release);
+    }
+
+    /// Says that the command is over. Returns false, as soon as it is killed, where it was given up.
+    fn end(&self) -> bool {
+        if self.goes(RUNNING, OVER) || self.goes(STOPPED, OVER) {
+            return true;
+        }
+        while self.state.load(Ordering::Acquire) != KILLED {
+            let _ = poll(&mut [PollFd::new(&self.bell, PollFlags::IN)], None);
+            self.hear();
+        }
+        false
+    }
+
+    fn goes(&self, from: u8, to: u8) -> bool {
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    fn ring(&self) {
+        // It can't be full.
+        let _ = write(&self.bell, &1u64.to_ne_bytes());
+    }
+
+    fn hear(&self) {
+        let _ = read(&self.bell, &mut [0; 8]);
+    }
+
+    /// What was said since the bell was looked at.
+    fn listen(&self) -> Event {
+        self.hear();
+        match self.state.load(Ordering::Acquire) {
+            STOPPED => Event::Stop,
+            KILLED => Event::GivenUp,
+            _ => Event::Moved,
+        }
+    }
+}
+
+/// Why nothing is told of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GivenUp {
+    /// Nobody waited for it any more when it had begun.
+    WhileItStarted,
+    WhileItRan,
+}
+
+/// Runs a command with `input` on its standard input, on this thread. Its outputs are read into `scratch` first.
+///
+/// # Errors
+/// When it was given up. Then it is killed, and reaped.
+pub(crate) fn live(
+    line: &CommandLine,
+    input: String,
+    limits: Limits,
+    wanted: Moment,
+    orders: &Orders,
+    scratch: &mut [u8],
+) -> Result<Finished, GivenUp> {
+    let deadline = limits.timeout.map(|timeout| wanted.1 + timeout);
+    // It may hang, on a disk of another machine. Who doesn't wait any more doesn't get it: it is killed as soon as it has begun.
+    let started = start(line, input, limits.output_max_bytes);
+    if !orders.begin(started.as_ref().ok().map(|(leader, _)| leader.pid)) {
+        return Err(GivenUp::WhileItStarted);
+    }
+    let (leader, streams) = match started {
+        Ok(started) => started,
+        Err(e) => return Ok(Finished::not_begun(wanted, Ending::NotStarted, &line.start_error(&e))),
+    };
+    let mut life = Life { leader, has_ended: false, streams, orders, scratch };
+    let gone_through = life.go_through(deadline, limits);
+    let is_over = gone_through.is_some() && orders.end();
+    let Some((cut_off, left_behind)) = gone_through.filter(|_| is_over) else {
+        return Err(GivenUp::WhileItRan);
+    };
+    let Life { leader, streams, .. } = life;
+    let ending = leader.reap();
+    let ending = cut_off.unwrap_or(ending);
     let (stdout, mut stderr) = streams.finish();
     match ending {
         Ending::TimedOut => stderr.push_line(&timed_out(line)),
         Ending::Interrupted => stderr.push_line(&interrupted(line)),
         _ => {}
     }
-    Finished { started, duration: clock.elapsed(), ending, left_behind, stdout, stderr }
-}
-
-/// Completes at that moment, if there is one.
-async fn after(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => sleep_until(moment).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Completes when `stop` is true, or when nobody can make it so any more.
-async fn told(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
+    let (started, clock) = wanted;
+    Ok(Finished { started, duration: clock.elapsed(), ending, left_behind, stdout, stderr })
 }
 
 /// The words of OpenNebula's executor.
-fn timed_out(line: &CommandLine) -> String {
+pub(crate) fn timed_out(line: &CommandLine) -> String {
     format!("Timeout executing {}", shown(line.line()))
 }
 
-fn interrupted(line: &CommandLine) -> String {
+pub(crate) fn interrupted(line: &CommandLine) -> String {
     format!("Interrupted executing {}: hookbus ends", shown(line.line()))
 }
 
@@ -175,81 +268,181 @@ fn shown(line: &str) -> String {
     }
 }
 
+fn start(line: &CommandLine, input: String, output_max_bytes: usize) -> io::Result<(Leader, Streams)> {
+    let (leader, pipes) = spawn(line)?;
+    let streams = Streams {
+        stdin: Feed::new(pipes.stdin, input)?,
+        stdout: Drain { pipe: Some(pipes.stdout), collector: Collector::new(output_max_bytes) },
+        stderr: Drain { pipe: Some(pipes.stderr), collector: Collector::new(output_max_bytes) },
+    };
+    Ok((leader, streams))
+}
+
 /// A command that was started.
-struct Life {
-    leader: AsyncFd<Leader>,
+struct Life<'a> {
+    leader: Leader,
+    has_ended: bool,
     streams: Streams,
+    orders: &'a Orders,
+    scratch: &'a mut [u8],
 }
 
-async fn start(line: CommandLine, input: String, output_max_bytes: usize) -> io::Result<Life> {
-    // Starting waits for exec, and that for a disk.
-    let (leader, pipes) = spawn_blocking(move || spawn(&line)).await.map_err(io::Error::other)??;
-    #[expect(
-        deprecated,
-        reason = "sound for a descriptor that its owner keeps to the end; its successor is unsafe to call"
-    )]
-    let leader = AsyncFd::with_interest(leader, Interest::READABLE)?;
-    Ok(Life {
-        leader,
-        streams: Streams {
-            stdin: Feed::new(pipes.stdin, input)?,
-            stdout: Drain::new(pipes.stdout, output_max_bytes)?,
-            stderr: Drain::new(pipes.stderr, output_max_bytes)?,
-        },
-    })
+/// What a wait has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    /// The leader has ended.
+    Ended,
+    /// It is time.
+    Due,
+    Stop,
+    GivenUp,
+    /// Something else.
+    Moved,
 }
 
-/// Waits until the leader has ended; it isn't reaped.
-async fn ended(leader: &AsyncFd<Leader>) {
-    loop {
-        match leader.readable().await {
-            Ok(_) if leader.get_ref().status().is_some() => return,
-            // A readiness that comes after the look is not the one that is cleared.
-            Ok(mut guard) => guard.clear_ready(),
-            // The runtime shuts down, and this future is about to be dropped.
-            Err(_) => std::future::pending().await,
+impl Life<'_> {
+    /// To the end of the command, and of its group where that has to be. Tells what has cut it off, and whether something that it left behind was
+    /// ended. `None` where it was given up.
+    fn go_through(&mut self, deadline: Option<Instant>, limits: Limits) -> Option<(Option<Ending>, bool)> {
+        let cut_off = loop {
+            match self.wait(deadline) {
+                Event::Ended => break None,
+                Event::Due => break Some(Ending::TimedOut),
+                Event::Stop => break Some(Ending::Interrupted),
+                Event::GivenUp => return None,
+                Event::Moved => {}
+            }
+        };
+        self.streams.stdin.close();
+        let mut left_behind = false;
+        if cut_off.is_none() && !self.streams.are_closed() {
+            let until = Instant::now() + limits.linger;
+            // What is in the pipes by now, and their ends behind it, even if nothing is waited for.
+            for _ in 0..2 {
+                self.look();
+            }
+            while !self.streams.are_closed() && !left_behind {
+                match self.wait(Some(until)) {
+                    Event::Due | Event::Stop => left_behind = true,
+                    Event::GivenUp => return None,
+                    Event::Ended | Event::Moved => {}
+                }
+            }
+        }
+        if cut_off.is_some() || left_behind {
+            self.end_group(limits.kill_grace)?;
+        }
+        Some((cut_off, left_behind))
+    }
+
+    /// Waits until something happens, and moves data. Who writes without end can't keep it from noticing the time.
+    fn wait(&mut self, until: Option<Instant>) -> Event {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        match self.poll(left) {
+            Some(Event::Moved) if left == Some(Duration::ZERO) => Event::Due,
+            Some(event) => event,
+            None => Event::Due,
         }
     }
-}
 
-impl Life {
-    /// Tells the group to end, waits until it has, and makes it. What it still writes is kept.
-    async fn end_group(&mut self, grace: Duration) {
-        let group = self.leader.get_ref().pid;
+    /// Moves the data that is there.
+    fn look(&mut self) {
+        // What else there is comes again with the next wait, but for an order, and that is kept.
+        if matches!(self.poll(Some(Duration::ZERO)), Some(Event::Stop | Event::GivenUp)) {
+            self.orders.ring();
+        }
+    }
+
+    /// Polls once. Nothing where nothing has happened.
+    fn poll(&mut self, timeout: Option<Duration>) -> Option<Event> {
+        let bell = self.orders.bell.as_fd();
+        let Life { leader, streams, scratch, has_ended, .. } = self;
+        // What isn't there any more is asked for nothing.
+        let ask = |fd: Option<_>, flags| match fd {
+            Some(fd) => PollFd::from_borrowed_fd(fd, flags),
+            None => PollFd::from_borrowed_fd(bell, PollFlags::empty()),
+        };
+        let mut fds = [
+            ask(Some(bell), PollFlags::IN),
+            ask((!*has_ended).then(|| leader.pidfd.as_fd()), PollFlags::IN),
+            ask(streams.stdout.pipe.as_ref().map(AsFd::as_fd), PollFlags::IN),
+            ask(streams.stderr.pipe.as_ref().map(AsFd::as_fd), PollFlags::IN),
+            ask(streams.stdin.pipe.as_ref().map(AsFd::as_fd), PollFlags::OUT),
+        ];
+        let timeout =
+            timeout.map(|timeout| Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 }));
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(0) => return None,
+            // Interrupted; it is asked again.
+            Err(_) => return Some(Event::Moved),
+            Ok(_) => {}
+        }
+        let [rung, ended, stdout, stderr, stdin] = fds.map(|fd| !fd.revents().is_empty());
+        if stdout {
+            streams.stdout.read(scratch);
+        }
+        if stderr {
+            streams.stderr.read(scratch);
+        }
+        if stdin {
+            streams.stdin.write();
+        }
+        if ended {
+            // The bell is heard with the next poll.
+            *has_ended = true;
+            return Some(Event::Ended);
+        }
+        Some(if rung { self.orders.listen() } else { Event::Moved })
+    }
+
+    /// Tells the group to end, waits until it has, and makes it. What it still writes is kept. `None` where it was given up.
+    fn end_group(&mut self, grace: Duration) -> Option<()> {
+        let group = self.leader.pid;
         let deadline = Instant::now() + grace;
-        self.leader.get_ref().signal_group(Signal::TERM);
-        self.leader.get_ref().signal_group(Signal::CONT);
+        self.leader.signal_group(Signal::TERM);
+        self.leader.signal_group(Signal::CONT);
         loop {
             let look = (Instant::now() + GROUP_LOOK).min(deadline);
-            self.read_until(look).await;
-            if self.leader.get_ref().status().is_some() && self.streams.are_closed() {
-                if !lives(group).await {
-                    return;
+            self.read_until(look)?;
+            if self.has_ended && self.streams.are_closed() {
+                if !group_lives(group) {
+                    return Some(());
                 }
-                sleep_until(look).await;
+                loop {
+                    match self.wait(Some(look)) {
+                        Event::Due => break,
+                        Event::GivenUp => return None,
+                        Event::Ended | Event::Stop | Event::Moved => {}
+                    }
+                }
             }
             if Instant::now() >= deadline {
                 break;
             }
         }
-        self.leader.get_ref().kill();
-        let _ = timeout_at(Instant::now() + KILL_PATIENCE, ended(&self.leader)).await;
+        self.leader.kill();
+        let patience = Instant::now() + KILL_PATIENCE;
+        while !self.has_ended {
+            match self.wait(Some(patience)) {
+                Event::Due => break,
+                Event::GivenUp => return None,
+                Event::Ended | Event::Stop | Event::Moved => {}
+            }
+        }
         // What is in the pipes by now; whoever still holds them writes for nobody.
-        self.read_until(Instant::now() + GROUP_LOOK).await;
+        self.read_until(Instant::now() + GROUP_LOOK)
     }
 
-    /// Reads until then, or until leader and outputs have ended.
-    async fn read_until(&mut self, moment: Instant) {
-        let Life { leader, streams } = self;
-        let both = async {
-            streams.pump().await;
-            ended(leader).await;
-        };
-        let _ = timeout_at(moment, both).await;
-    }
-
-    fn ending(&self) -> Ending {
-        self.leader.get_ref().status().unwrap_or(Ending::Signalled(Signal::KILL.as_raw()))
+    /// Reads until then, or until leader and outputs have ended. `None` where it was given up.
+    fn read_until(&mut self, moment: Instant) -> Option<()> {
+        while !(self.has_ended && self.streams.are_closed()) {
+            match self.wait(Some(moment)) {
+                Event::Due => break,
+                Event::GivenUp => return None,
+                Event::Ended | Event::Stop | Event::Moved => {}
+            }
+        }
+        Some(())
     }
 }
 
@@ -274,36 +467,35 @@ impl Leader {
         let _ = pidfd_send_signal(self.pidfd.as_fd(), Signal::KILL);
     }
 
-    /// How it ended, if it has; it stays a zombie.
-    fn status(&self) -> Option<Ending> {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    /// Lets go of its number, and tells how it ended. Who is left in the group lives on.
+    fn reap(mut self) -> Ending {
+        self.reap_now()
+    }
+
+    fn reap_now(&mut self) -> Ending {
+        self.reaped = true;
         let status = loop {
-            match waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
+            match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
                 Err(Errno::INTR) => {}
-                Ok(status) => break status?,
-                // Somebody else has reaped it, and there is nothing to wait for.
-                Err(_) => return Some(Ending::Exited(255)),
+                other => break other,
             }
         };
-        Some(match status.terminating_signal() {
-            Some(signal) => Ending::Signalled(signal),
-            None => Ending::Exited(status.exit_status().unwrap_or(255)),
-        })
-    }
-
-    /// Lets go of its number. Who is left in the group lives on.
-    fn reap(mut self) {
-        self.reap_now();
-    }
-
-    fn reap_now(&mut self) {
-        if std::mem::replace(&mut self.reaped, true) {
-            return;
+        match status {
+            Ok(Some(status)) => ending_of(&status),
+            Ok(None) => {
+                reap_later(self.pid);
+                Ending::Signalled(Signal::KILL.as_raw())
+            }
+            // Somebody else has reaped it.
+            Err(_) => Ending::Exited(255),
         }
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        if let Ok(None) = waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
-            reap_later(self.pid);
-        }
+    }
+}
+
+fn ending_of(status: &WaitIdStatus) -> Ending {
+    match status.terminating_signal() {
+        Some(signal) => Ending::Signalled(signal),
+        None => Ending::Exited(status.exit_status().unwrap_or(255)),
     }
 }
 
@@ -313,12 +505,6 @@ impl Drop for Leader {
             self.kill();
             self.reap_now();
         }
-    }
-}
-
-impl AsRawFd for Leader {
-    fn as_raw_fd(&self) -> RawFd {
-        self.pidfd.as_raw_fd()
     }
 }
 
@@ -384,11 +570,6 @@ fn ignores(status: &str, signal: Signal) -> bool {
     mask.is_none_or(|mask| mask >> (signal.as_raw() - 1) & 1 == 1)
 }
 
-/// Whether a process of this group is alive, zombies not counted.
-async fn lives(group: Pid) -> bool {
-    spawn_blocking(move || group_lives(group)).await.unwrap_or(true)
-}
-
 /// Looks through /proc, since the kernel counts zombies as well when a group is signalled. What can't be seen there (`hidepid`)
 /// belongs to others and couldn't be signalled anyway.
 fn group_lives(group: Pid) -> bool {
@@ -416,23 +597,6 @@ struct Streams {
 }
 
 impl Streams {
-    /// Moves data until all of them are closed. Cancelling loses nothing.
-    async fn pump(&mut self) {
-        while !self.are_closed() || self.stdin.pipe.is_some() {
-            tokio::select! {
-                () = self.stdout.read(), if self.stdout.pipe.is_some() => {}
-                () = self.stderr.read(), if self.stderr.pipe.is_some() => {}
-                () = self.stdin.write(), if self.stdin.pipe.is_some() => {}
-            }
-        }
-    }
-
-    /// As [`pump`](Self::pump), without an end.
-    async fn pump_for_ever(&mut self) {
-        self.pump().await;
-        std::future::pending::<()>().await;
-    }
-
     /// Whether both outputs are.
     fn are_closed(&self) -> bool {
         self.stdout.pipe.is_none() && self.stderr.pipe.is_none()
@@ -443,48 +607,28 @@ impl Streams {
     }
 }
 
-thread_local! {
-    /// What is read comes here first. Most commands write little or nothing, and would each pay for a buffer of their own.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
-}
-
 /// An output, while it is open.
 struct Drain {
-    pipe: Option<pipe::Receiver>,
+    pipe: Option<OwnedFd>,
     collector: Collector,
 }
 
 impl Drain {
-    fn new(fd: OwnedFd, max_bytes: usize) -> io::Result<Self> {
-        let pipe = Some(pipe::Receiver::from_owned_fd(fd)?);
-        Ok(Drain { pipe, collector: Collector::new(max_bytes) })
-    }
-
-    /// Reads once.
-    async fn read(&mut self) {
+    /// Reads once; there is something, or the end.
+    fn read(&mut self, scratch: &mut [u8]) {
         let Some(pipe) = &self.pipe else { return };
-        // An error of a pipe can only mean that nothing more will come.
-        let ready = pipe.readable().await.is_ok();
-        // Who reads from a flood lets others have their turn; `readable` doesn't see to that.
-        consume_budget().await;
-        let is_open = ready
-            && SCRATCH.with_borrow_mut(|scratch| match pipe.try_read(scratch) {
-                Ok(0) => false,
-                Ok(bytes) => {
-                    self.collector.push(&scratch[..bytes]);
-                    true
-                }
-                Err(e) => matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
-            });
-        if !is_open {
-            self.pipe = None;
+        match read(pipe, &mut *scratch) {
+            Ok(bytes) if bytes > 0 => self.collector.push(&scratch[..bytes]),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            // An error of a pipe can only mean that nothing more will come.
+            Ok(_) | Err(_) => self.pipe = None,
         }
     }
 }
 
 /// The input, until all of it is written, or the command has closed its end.
 struct Feed {
-    pipe: Option<pipe::Sender>,
+    pipe: Option<OwnedFd>,
     text: String,
     written: usize,
 }
@@ -492,7 +636,10 @@ struct Feed {
 impl Feed {
     fn new(fd: OwnedFd, text: String) -> io::Result<Self> {
         // An empty input is at its end from the start.
-        let pipe = if text.is_empty() { None } else { Some(pipe::Sender::from_owned_fd(fd)?) };
+        let pipe = (!text.is_empty()).then_some(fd);
+        if let Some(pipe) = &pipe {
+            ioctl_fionbio(pipe, true)?;
+        }
         Ok(Feed { pipe, text, written: 0 })
     }
 
@@ -502,10 +649,11 @@ impl Feed {
     }
 
     /// Writes once.
-    async fn write(&mut self) {
-        let Some(pipe) = &mut self.pipe else { return };
-        match pipe.write(&self.text.as_bytes()[self.written..]).await {
+    fn write(&mut self) {
+        let Some(pipe) = &self.pipe else { return };
+        match write(pipe, &self.text.as_bytes()[self.written..]) {
             Ok(bytes) if bytes > 0 && self.written + bytes < self.text.len() => self.written += bytes,
+            Err(Errno::INTR | Errno::AGAIN) => {}
             // All is written; or the command doesn't want it, which is its right.
             _ => self.close(),
         }

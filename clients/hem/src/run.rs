@@ -12,10 +12,11 @@ use crate::dispatch::Event;
 use crate::executor::ExecutorOptions;
 use crate::hook::{Hook, Trigger};
 use crate::output::Output;
-use crate::process::{self, Finished, Limits};
+use crate::process::{Finished, Limits};
 use crate::record::{Ending, EventRef, Record, RunId};
 use crate::report::Report;
 use crate::status::Counters;
+use crate::threads::Threads;
 
 /// Where the arguments of a run come from.
 #[derive(Clone, Debug)]
@@ -95,7 +96,7 @@ impl Run {
     }
 
     /// Executes it and has it reported. Its task ends when the record is on its way, so that records can't pile up either.
-    pub(crate) async fn run(self, may_repeat: bool, stop: watch::Receiver<bool>) -> Over {
+    pub(crate) async fn run(self, may_repeat: bool, threads: Arc<Threads>, stop: watch::Receiver<bool>) -> Over {
         let running = self.counters.each_ref().map(Counters::start);
         let (line, arguments) = self.line();
         let input = if self.hook.arguments_stdin { arguments.input() } else { String::new() };
@@ -105,7 +106,7 @@ impl Run {
             linger: self.options.linger,
             output_max_bytes: self.options.output_max_bytes,
         };
-        let finished = process::run(&line, input, limits, stop).await;
+        let finished = threads.run(&line, input, limits, stop).await;
         drop(running);
         let failed = !finished.ending.is_success() && finished.ending != Ending::Interrupted;
         let repeat_in =

@@ -11,8 +11,9 @@ use tokio::time::sleep;
 
 use crate::command::CommandLine;
 use crate::output::Output;
-use crate::process::{self, Limits};
+use crate::process::Limits;
 use crate::record::Ending;
+use crate::threads::Threads;
 
 /// What decides whether hooks run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +39,7 @@ pub(crate) async fn ask(
     kill_grace: Duration,
     answer: watch::Sender<Option<bool>>,
 ) {
+    let threads = Threads::default();
     let line = CommandLine::new(&base_path, &run_if.command, None);
     let limits = Limits {
         timeout: Some(run_if.every.max(Duration::from_millis(1))),
@@ -47,7 +49,7 @@ pub(crate) async fn ask(
     };
     let (_never, stop) = watch::channel(false);
     while !answer.is_closed() {
-        let finished = process::run(&line, String::new(), limits, stop.clone()).await;
+        let finished = threads.run(&line, String::new(), limits, stop.clone()).await;
         let leads = finished.ending == Ending::Exited(0);
         let before = answer.send_replace(Some(leads));
         if before != Some(leads) {

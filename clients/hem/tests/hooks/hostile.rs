@@ -1,5 +1,8 @@
 //! Commands that don't behave, really run. After each test there is neither a child nor a descriptor left (see `support::alone`).
 
+use std::io::Read as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::support;
@@ -12,12 +15,81 @@ const TIMEOUT: &str = "TIMEOUT = 3";
 
 /// Ends a process that a test has left behind on purpose.
 fn kill(pid: u32) {
-    let status = std::process::Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+    let status = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
     assert!(status.is_ok_and(|status| status.success()), "kill {pid}");
 }
 
 async fn is_gone(pid: u32) {
     wait("a process to be gone", || if is_alive(pid) { Err(format!("{pid} lives")) } else { Ok(()) }).await;
+}
+
+/// Keeps everybody from opening a file until it is dropped, as a disk does that is out of reach: a lease makes them wait for its holder.
+struct OutOfReach(Child);
+
+impl OutOfReach {
+    fn new(file: &Path) -> Self {
+        let hold = "import fcntl, os, signal, sys\nsignal.signal(signal.SIGIO, signal.SIG_IGN)\nfile = os.open(sys.argv[1], os.O_RDONLY)\n\
+                    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)\nprint('held', flush=True)\nsys.stdin.read()";
+        let mut holder = Command::new("python3");
+        let mut holder = holder
+            .args(["-c", hold])
+            .arg(file)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("run python3");
+        let mut held = [0; 5];
+        let mut said = holder.stdout.take().expect("piped");
+        said.read_exact(&mut held).expect("it holds the file");
+        assert_eq!(&held, b"held\n");
+        OutOfReach(holder)
+    }
+}
+
+impl Drop for OutOfReach {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Nobody waits for a start any longer than for the command, and what it starts after all is killed.
+#[test]
+fn one_that_hangs_at_its_start_is_given_up() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.shell("far", "echo began; exec sleep 1000", "TIMEOUT = 1");
+        rig.shell("near", "echo near", "");
+        let executor = rig.start();
+        let out_of_reach = OutOfReach::new(&rig.path("far.sh"));
+        rig.fire("far").await;
+        let record = rig.record().await;
+        assert_eq!((record.ending, record.stdout.text().as_ref()), (Ending::TimedOut, ""));
+        assert_eq!(record.stderr.text(), format!("Timeout executing {}", rig.path("far.sh").display()));
+        assert_eq!(executor.status().running, 0);
+        rig.fire("near").await;
+        assert_eq!(rig.record().await.stdout.text(), "near\n");
+        // It begins now; that it is killed is looked at by `alone`.
+        drop(out_of_reach);
+    });
+}
+
+#[test]
+fn one_that_hangs_at_its_start_does_not_hold_up_the_end() {
+    alone(|| async {
+        let mut rig = Rig::new();
+        rig.shell("far", "echo began; exec sleep 1000", "");
+        let executor = rig.start();
+        let out_of_reach = OutOfReach::new(&rig.path("far.sh"));
+        rig.fire("far").await;
+        wait("it to start", || if executor.status().running == 1 { Ok(()) } else { Err("it doesn't".to_owned()) })
+            .await;
+        executor.shutdown(Instant::now()).await;
+        let record = rig.record().await;
+        assert_eq!((record.ending, record.stdout.text().as_ref()), (Ending::Interrupted, ""));
+        drop(executor);
+        drop(out_of_reach);
+    });
 }
 
 #[test]
