@@ -2,7 +2,7 @@
 //!
 //! The pipe is in the runtime's epoll together with all sockets, so that an event costs one wake-up of one thread. Its open file is
 //! shared with whoever else was given it, so O_NONBLOCK is out of bounds: a read happens only when `poll` says that it
-//! won't block, and takes what is there, once. Then the other tasks have their turn.
+//! won't block, and takes what is there, once. Then the other tasks have their turn, whether or not there is more.
 //!
 //! Regular files and `/dev/null` can't be in an epoll; for them a thread reads ahead by a few blocks.
 
@@ -30,6 +30,15 @@ pub(crate) enum Input {
     Threaded { blocks: mpsc::Receiver<io::Result<Bytes>>, rest: Bytes },
 }
 
+/// What a read has brought.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Read {
+    /// 0 is the end of the input.
+    pub(crate) bytes: usize,
+    /// Whether there was no more: the next read waits.
+    pub(crate) was_all: bool,
+}
+
 impl Input {
     /// Standard input. Needs a runtime.
     pub(crate) fn stdin() -> io::Result<Self> {
@@ -50,8 +59,8 @@ impl Input {
         }
     }
 
-    /// Reads once into the reader's room; 0 is the end of the input. Cancelling loses nothing.
-    pub(crate) async fn read(&mut self, lines: &mut LineReader) -> io::Result<usize> {
+    /// Reads once into the reader's room. Cancelling loses nothing.
+    pub(crate) async fn read(&mut self, lines: &mut LineReader) -> io::Result<Read> {
         match self {
             Input::Polled(fd) => loop {
                 let mut ready = fd.readable().await?;
@@ -61,13 +70,14 @@ impl Input {
                 }
                 let room = lines.room();
                 match rustix::io::read(fd.get_ref(), &mut *room) {
-                    Ok(read) => {
-                        if read < room.len() {
-                            // That was all. What comes later is a new edge for epoll.
+                    Ok(bytes) => {
+                        let was_all = bytes < room.len();
+                        if was_all {
+                            // What comes later is a new edge for epoll.
                             ready.clear_ready();
                         }
-                        lines.filled(read);
-                        return Ok(read);
+                        lines.filled(bytes);
+                        return Ok(Read { bytes, was_all });
                     }
                     Err(Errno::INTR) => {}
                     Err(Errno::AGAIN) => ready.clear_ready(),
@@ -78,14 +88,14 @@ impl Input {
                 if rest.is_empty() {
                     match blocks.recv().await {
                         Some(block) => *rest = block?,
-                        None => return Ok(0),
+                        None => return Ok(Read { bytes: 0, was_all: true }),
                     }
                 }
                 let room = lines.room();
-                let read = rest.len().min(room.len());
-                rest.copy_to_slice(&mut room[..read]);
-                lines.filled(read);
-                Ok(read)
+                let bytes = rest.len().min(room.len());
+                rest.copy_to_slice(&mut room[..bytes]);
+                lines.filled(bytes);
+                Ok(Read { bytes, was_all: false })
             }
         }
     }

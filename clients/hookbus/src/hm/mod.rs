@@ -61,7 +61,7 @@ use crate::writer::{Descriptor, Writer};
 use args::{HmArgs, Words};
 use forwarder::Forwarder;
 use ingress::{Ingress, Turn};
-use input::Input;
+use input::{Input, Read};
 
 /// How long events are held back at the start.
 const HOLD: Duration = Duration::from_millis(300);
@@ -172,8 +172,8 @@ impl Driver {
                     }
                 },
                 () = &mut last_words, if stopping && input.is_some() => input = None,
-                turn = take_in(&mut input, &mut ingress), if input.is_some() => {
-                    if turn == Some(Turn::Finalize) {
+                taken = take_in(&mut input, &mut ingress), if input.is_some() => {
+                    if taken.is_some_and(|taken| taken.turn == Turn::Finalize) {
                         input = None;
                     }
                     if ingress.is_holding() && ingress.held_bytes() > hold_bytes {
@@ -187,8 +187,10 @@ impl Driver {
                             ingress.release(&daemon.state.broker);
                         }
                     }
-                    // More may be there already. Everybody else first: peers, results, timers.
-                    tokio::task::yield_now().await;
+                    if taken.is_none_or(|taken| !taken.was_all) {
+                        // Everybody else first: peers, results, timers.
+                        tokio::task::yield_now().await;
+                    }
                 }
             }
         }
@@ -252,13 +254,19 @@ impl Driver {
     }
 }
 
+/// What one read has brought.
+#[derive(Clone, Copy, Debug)]
+struct Taken {
+    turn: Turn,
+    /// Whether there was no more to read.
+    was_all: bool,
+}
+
 /// Reads once and handles it; nothing at the end of the input, which it takes away then.
-async fn take_in(input: &mut Option<Input>, ingress: &mut Ingress) -> Option<Turn> {
+async fn take_in(input: &mut Option<Input>, ingress: &mut Ingress) -> Option<Taken> {
     match input.as_mut()?.read(&mut ingress.lines).await {
-        Ok(0) => {}
-        Ok(_) => {
-            return Some(ingress.take_in());
-        }
+        Ok(Read { bytes: 0, .. }) => {}
+        Ok(Read { was_all, .. }) => return Some(Taken { turn: ingress.take_in(), was_all }),
         Err(e) => tracing::error!("hm: cannot read standard input: {e}"),
     }
     *input = None;
