@@ -15,7 +15,7 @@ use crate::cloudevents;
 pub(crate) const PATH: &str = "/api/openapi.json";
 
 /// The description.
-pub(crate) fn document<'f>(endpoints: impl Iterator<Item = &'f Facts>) -> Value {
+pub(crate) fn document(endpoints: &[Facts]) -> Value {
     let mut paths: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
     for facts in endpoints {
         let method = facts.method.as_str().to_ascii_lowercase();

@@ -12,7 +12,6 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
-use bytes::Bytes;
 use hookbus_broker::{Broker, SubscriptionHandle};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -71,8 +70,8 @@ pub(crate) struct Shared {
     pub(crate) listening: Mutex<Vec<IpAddr>>,
     /// For connections of those who are known.
     pub(crate) places: Arc<Semaphore>,
-    /// The description of all routes.
-    pub(crate) description: Bytes,
+    /// What is known of all routes.
+    pub(crate) facts: Vec<Facts>,
     /// The paths that there are, for who asks for another one.
     pub(crate) paths: String,
 }
@@ -354,9 +353,9 @@ pub(crate) fn json_line(value: &serde_json::Value) -> Response {
     ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], format!("{value}\n")).into_response()
 }
 
+/// Made for whoever asks: it takes more than a MiB to make, and most daemons are never asked.
 async fn description(State(shared): State<Arc<Shared>>) -> Response {
-    let kind = HeaderValue::from_static("application/json");
-    ([(header::CONTENT_TYPE, kind)], shared.description.clone()).into_response()
+    json_line(&openapi::document(&shared.facts))
 }
 
 async fn alive() -> &'static str {

@@ -38,7 +38,6 @@ use super::body::BodyBudget;
 use super::encodings::Encodings;
 use super::endpoints::Endpoints;
 use super::metrics::Metrics;
-use super::openapi;
 use super::routes::{self, Daemon, Followers, Peer, Shared};
 use super::secure::{Certificates, ServerTls};
 use super::tokens::{TokenFiles, Tokens};
@@ -169,7 +168,7 @@ impl Server {
             certified_clients: options.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some()),
             listening: Mutex::default(),
             places: Arc::new(Semaphore::new(options.max_connections)),
-            description: format!("{}\n", openapi::document(facts())).into(),
+            facts: facts().cloned().collect(),
             paths: routes::short_paths(facts()),
             options,
         });
