@@ -403,39 +403,26 @@ impl Life<'_> {
         self.leader.signal_group(Signal::CONT);
         loop {
             let look = (Instant::now() + GROUP_LOOK).min(deadline);
-            self.read_until(look)?;
-            if self.has_ended && self.streams.are_closed() {
+            self.go_on(look, Life::is_silent)?;
+            if self.is_silent() {
                 if !group_lives(group) {
                     return Some(());
                 }
-                loop {
-                    match self.wait(Some(look)) {
-                        Event::Due => break,
-                        Event::GivenUp => return None,
-                        Event::Ended | Event::Stop | Event::Moved => {}
-                    }
-                }
+                self.go_on(look, |_| false)?;
             }
             if Instant::now() >= deadline {
                 break;
             }
         }
         self.leader.kill();
-        let patience = Instant::now() + KILL_PATIENCE;
-        while !self.has_ended {
-            match self.wait(Some(patience)) {
-                Event::Due => break,
-                Event::GivenUp => return None,
-                Event::Ended | Event::Stop | Event::Moved => {}
-            }
-        }
+        self.go_on(Instant::now() + KILL_PATIENCE, |life| life.has_ended)?;
         // What is in the pipes by now; whoever still holds them writes for nobody.
-        self.read_until(Instant::now() + GROUP_LOOK)
+        self.go_on(Instant::now() + GROUP_LOOK, Life::is_silent)
     }
 
-    /// Reads until then, or until leader and outputs have ended. `None` where it was given up.
-    fn read_until(&mut self, moment: Instant) -> Option<()> {
-        while !(self.has_ended && self.streams.are_closed()) {
+    /// Waits until then, or until that is so. `None` where it was given up.
+    fn go_on(&mut self, moment: Instant, is_enough: impl Fn(&Self) -> bool) -> Option<()> {
+        while !is_enough(self) {
             match self.wait(Some(moment)) {
                 Event::Due => break,
                 Event::GivenUp => return None,
@@ -443,6 +430,11 @@ impl Life<'_> {
             }
         }
         Some(())
+    }
+
+    /// Whether leader and outputs have ended.
+    fn is_silent(&self) -> bool {
+        self.has_ended && self.streams.are_closed()
     }
 }
 
